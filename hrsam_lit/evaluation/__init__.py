@@ -1,0 +1,1 @@
+"""A model and a dataset in, per-object results and tables out."""

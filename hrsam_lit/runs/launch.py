@@ -1,0 +1,62 @@
+"""`hrsam fit | validate | test`: LightningCLI over our modules and data."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from argparse import ArgumentError
+from collections.abc import Sequence
+from typing import Any
+
+from jsonargparse import set_parsing_settings
+from lightning import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningCLI
+
+from hrsam_lit.errors import UserError
+from hrsam_lit.runs.callbacks import SaveConfig, WholeCheckpointIO
+from hrsam_lit.runs.tracking import default_loggers
+
+log = logging.getLogger(__name__)
+
+
+class RunCLI(LightningCLI):
+    """LightningCLI with whole checkpoints, and CSV and W&B logs in the run's folder unless told otherwise."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Fill in what a run always has."""
+        config = self._get(self.config_init, "trainer", default={})
+        folder = config.get("default_root_dir")
+        if folder is None and self.subcommand == "fit":
+            raise UserError("trainer.default_root_dir must name the run's folder")
+        if config.get("logger") in (None, True):
+            kwargs["logger"] = default_loggers(folder) if self.subcommand == "fit" else False
+        kwargs["plugins"] = [WholeCheckpointIO(), *(config.get("plugins") or [])]
+        return super().instantiate_trainer(**kwargs)
+
+
+def launch(arguments: Sequence[str]) -> RunCLI:
+    """Parse and run a Lightning subcommand.
+
+    Raises UserError with one line for a wrong key, type or value, before anything starts.
+    """
+    set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    # LightningCLI warns when it is given arguments while the process has some of its own.
+    argv, sys.argv = sys.argv, sys.argv[:1]
+    try:
+        return RunCLI(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=SaveConfig,
+            seed_everything_default=0,
+            # Without exit_on_error jsonargparse raises, and the command line reports mistakes in one way.
+            parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False},
+            args=list(arguments),
+        )
+    except ArgumentError as error:
+        raise UserError(" ".join(str(error).split())) from None
+    finally:
+        sys.argv = argv
+        if "wandb" in sys.modules:
+            sys.modules["wandb"].finish()
