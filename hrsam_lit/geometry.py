@@ -63,7 +63,7 @@ class Frame:
 
     def place_image(self, image: np.ndarray) -> Tensor:
         """RGB uint8 (H, W, 3) -> uint8 (3, canvas h, canvas w), bilinear, antialiased when shrinking."""
-        assert image.shape[:2] == self.image_hw and image.dtype == np.uint8, (image.shape, image.dtype)
+        assert (image.shape[:2], image.dtype) == (self.image_hw, np.uint8), (image.shape, image.dtype)
         canvas = torch.zeros(3, *self.canvas_hw, dtype=torch.uint8)
         pixels = torch.from_numpy(image).permute(2, 0, 1)
         if self.resized_hw != self.image_hw:
@@ -73,7 +73,7 @@ class Frame:
 
     def place_mask(self, mask: np.ndarray) -> Tensor:
         """Boolean (H, W) -> boolean (canvas h, canvas w), nearest; padding is False."""
-        assert mask.shape == self.image_hw and mask.dtype == bool, (mask.shape, mask.dtype)
+        assert (mask.shape, mask.dtype) == (self.image_hw, bool), (mask.shape, mask.dtype)
         h, w = self.resized_hw
         resized = cv2.resize(mask.astype(np.uint8), (w, h), interpolation=cv2.INTER_NEAREST_EXACT)
         canvas = torch.zeros(self.canvas_hw, dtype=torch.bool)

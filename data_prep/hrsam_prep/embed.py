@@ -22,7 +22,7 @@ def embed(
     *,
     precision: Literal["fp32", "bf16"] = "fp32",
     device: str = "cpu",
-    samples_per_shard: int = 1000,
+    samples_per_shard: int = 100,
 ) -> EmbeddingSet:
     """Write float16 embeddings of every image of a set into `out`; what is finished there is kept.
 

@@ -6,7 +6,7 @@ import errno
 import hashlib
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -42,31 +42,56 @@ def prepare(
 
     Raises UserError for shares out of range, a set made otherwise, an empty set and a full disk.
     """
-    out = Path(out)
     shares = {"train": 1.0 - holdout - test, "val": holdout, "test": test}
     if min(shares.values()) < -1e-9:
         raise UserError(f"holdout={holdout}, test={test}: shares from 0 to 1 are needed, together at most 1")
-    wanted = [split for split in SPLITS if shares[split] > 1e-9]
     settings = {"holdout": holdout, "test": test, "seed": seed, "samples_per_shard": samples_per_shard,
                 "group": group if isinstance(group, str | None) else group.__qualname__}
-    about = {**(provenance or {}), "settings": settings}
+    split_of = _splitter(group, shares, seed)
+    return write_sets(
+        ((split_of(record.key), record) for record in reader),
+        [split for split in SPLITS if shares[split] > 1e-9],
+        out,
+        samples_per_shard=samples_per_shard,
+        provenance={**(provenance or {}), "settings": settings},
+        licence=licence,
+        progress=progress,
+    )
+
+
+def write_sets(
+    records: Iterable[tuple[str, Record]],
+    splits: Sequence[str],
+    out: str | Path,
+    *,
+    samples_per_shard: int = 1000,
+    provenance: Mapping[str, Any],
+    licence: str = "",
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, ShardSet]:
+    """Write records that come with the name of their set to `out/<name>`, for every name in `splits`.
+
+    Sets finished with the same provenance are kept, and then no record is asked for. Raises UserError for a
+    set made otherwise, an empty set and a full disk.
+    """
+    out, about = Path(out), dict(provenance)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{out}: cannot be made ({error.strerror}); give another folder") from error
-    finished = [split for split in wanted if _finished(out / split, about)]
-    partial = {split: out / f".{split}.partial" for split in wanted}
+    finished = [split for split in splits if _finished(out / split, about)]
+    partial = {split: out / f".{split}.partial" for split in splits}
     for folder in partial.values():
         shutil.rmtree(folder, ignore_errors=True)  # what an interrupted run left
-    if len(finished) < len(wanted):
+    if len(finished) < len(splits):
         try:
-            _write(reader, partial, _splitter(group, shares, seed), samples_per_shard, progress)
+            _write(records, partial, samples_per_shard, progress)
             for split, folder in partial.items():
                 if not any(folder.glob("*.tar")):
                     raise UserError(f"{out / split}: no photo fell into this set; "
                                     "raise its share or change the seed")
                 write_index(folder, provenance={**about, "split": split}, licence=licence)
-            for split in wanted:
+            for split in splits:
                 if split not in finished:
                     partial[split].rename(out / split)
         except OSError as error:
@@ -77,7 +102,7 @@ def prepare(
         finally:
             for folder in partial.values():
                 shutil.rmtree(folder, ignore_errors=True)
-    return {split: ShardSet.open(out / split) for split in wanted}
+    return {split: ShardSet.open(out / split) for split in splits}
 
 
 def _finished(folder: Path, about: dict[str, Any]) -> bool:
@@ -126,12 +151,12 @@ def _splitter(group: str | Callable[[str], str] | None, shares: dict[str, float]
     return split_of
 
 
-def _write(reader: Iterable[Record], folders: dict[str, Path], split_of: Callable[[str], str],
-           samples_per_shard: int, progress: Callable[[int], None] | None) -> None:
+def _write(records: Iterable[tuple[str, Record]], folders: dict[str, Path], samples_per_shard: int,
+           progress: Callable[[int], None] | None) -> None:
     with ExitStack() as stack:
         writers = {split: stack.enter_context(ShardWriter(folder, samples_per_shard))
                    for split, folder in folders.items()}
-        for count, record in enumerate(reader, 1):
-            writers[split_of(record.key)].add(record)
+        for count, (split, record) in enumerate(records, 1):
+            writers[split].add(record)
             if progress is not None:
                 progress(count)

@@ -10,7 +10,7 @@ from typing import Any
 
 from pycocotools import mask as coco
 
-from hrsam_lit.data.record import Instance, Record, Rle, decode_mask, image_facts
+from hrsam_lit.data.record import Instance, Record, Rle, image_facts, mask_runs
 from hrsam_lit.data.shards import split_member
 from hrsam_lit.errors import UserError
 
@@ -82,7 +82,10 @@ def _rle(value: Any, height: int, width: int) -> Rle:
         plain = {"size": [height, width], "counts": counts}
         counts = coco.frPyObjects(plain, height, width)["counts"].decode()
     rle: Rle = {"size": [height, width], "counts": counts}
-    decode_mask(rle)  # runs that do not fill the image are found now, not in the middle of a training
+    try:
+        mask_runs(rle)  # damage is found now, not in the middle of a training
+    except UserError as error:
+        raise ValueError(str(error)) from error
     return rle
 
 

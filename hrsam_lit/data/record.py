@@ -44,10 +44,17 @@ def decode_mask(rle: Rle) -> np.ndarray:
     pycocotools returns uninitialised memory for runs that stop early, so the runs are checked here.
     """
     height, width = rle["size"]
+    runs = mask_runs(rle)
+    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
+
+
+def mask_runs(rle: Rle) -> np.ndarray:
+    """Lengths of the runs, background first, int64; raises UserError when they do not fill the mask."""
+    height, width = rle["size"]
     runs = _runs(rle["counts"])
     if (runs < 0).any() or runs.sum() != height * width:
         raise UserError(f"a mask's run lengths do not fill its {height} x {width} pixels")
-    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
+    return runs
 
 
 def _runs(counts: str) -> np.ndarray:

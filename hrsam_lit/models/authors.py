@@ -58,15 +58,16 @@ def from_authors(
     state: flat, or inside `state_dict`; with or without `backbone.` prefixes; `neck.*`, `decode_head.*`
     and the rotary buffer are left alone. colour: channel order the weights were trained on (the
     released ones: "bgr"); their patch embedding and pixel statistics are turned round, so that the
-    result takes RGB. heads, window, taps and anchor cannot be seen in the weights; anchor is used only
-    where they are HRSAM++'s; overrides: further arguments. Raises UserError naming every key that is
-    missing, unexpected or of another shape.
+    result takes RGB (with `bgr=True` the model turns its input instead). heads, window, taps and anchor
+    cannot be seen in the weights; anchor is used only where they are HRSAM++'s; overrides: further
+    arguments. Raises UserError naming every key that is missing, unexpected or of another shape.
     """
     flat = _encoder_part(state)
     arguments = _arguments(flat, heads=heads, window=window, taps=taps, anchor=anchor)
-    if colour == "bgr":
-        arguments |= {"pixel_mean": PIXEL_MEAN[::-1], "pixel_std": PIXEL_STD[::-1]}
     arguments |= overrides
+    turned = colour == "bgr" and not arguments.get("bgr", False)
+    if turned:
+        arguments = {"pixel_mean": PIXEL_MEAN[::-1], "pixel_std": PIXEL_STD[::-1], **arguments}
     with torch.device("meta"):
         expected = HRSAM(**arguments).state_dict()
     names = {key: authors_key(key, arguments["anchor"] is not None) for key in expected}
@@ -82,8 +83,8 @@ def from_authors(
             faults.append(f"{name} is {tuple(value.shape)}, not {tuple(expected[key].shape)}")
         converted[key] = value.float()
     if faults:
-        raise UserError(f"these are not the weights of HRSAM({arguments}): {'; '.join(faults)}")
-    if colour == "bgr":
+        raise UserError(f"not the authors' weights of HRSAM({arguments}): {'; '.join(faults)}")
+    if turned:
         converted["patch_embed.proj.weight"] = converted["patch_embed.proj.weight"].flip(1)
     return converted, arguments
 
@@ -96,13 +97,13 @@ def load_authors(state: Mapping[str, Any], *, colour: Literal["rgb", "bgr"], **a
     return model
 
 
-def to_authors(model: HRSAM, *, colour: Literal["rgb", "bgr"]) -> dict[str, Tensor]:
+def to_authors(model: HRSAM, *, colour: Literal["rgb", "bgr"] = "bgr") -> dict[str, Tensor]:
     """The authors' flat state dict, `backbone.` prefix included; inverse of `load_authors`."""
     state = {}
     for key, value in model.state_dict().items():
         if key.endswith(".gamma"):
             value = value.unsqueeze(-1)
-        if colour == "bgr" and key == "patch_embed.proj.weight":
+        if (colour == "bgr") != model.normalize.bgr and key == "patch_embed.proj.weight":
             value = value.flip(1)
         state[f"backbone.{authors_key(key, model.anchor is not None)}"] = value
     return state
@@ -117,7 +118,8 @@ def _encoder_part(state: Mapping[str, Any]) -> dict[str, Tensor]:
         for key, value in wrapped.items()
         if isinstance(value, Tensor) and (key.startswith("backbone.") or not prefixed)
     }
-    return {key: value for key, value in flat.items() if not key.startswith(("neck.", "decode_head.", "rope."))}
+    others = ("neck.", "decode_head.", "rope.")
+    return {key: value for key, value in flat.items() if not key.startswith(others)}
 
 
 def _arguments(
@@ -142,4 +144,6 @@ def _arguments(
             "pos_grid": round((flat["pos_embed"].shape[1] - 1) ** 0.5),
         }
     except (KeyError, ValueError, IndexError) as error:
-        raise UserError(f"these are not the authors' HRSAM weights: {error} is missing among {len(flat)} keys") from None
+        raise UserError(
+            f"not the authors' HRSAM weights: {error} is not among their {len(flat)} keys"
+        ) from None

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from hrsam_lit.errors import UserError
 from hrsam_lit.models.arguments import keeps_arguments
 from hrsam_lit.models.layers import PATCH, ConvStem, CycleScanBlock, PatchEmbed, Tap, WindowBlock
-from hrsam_lit.models.normalize import Normalize
+from hrsam_lit.models.normalize import PIXEL_MEAN, PIXEL_STD, Normalize
 
 SIZES: dict[str, dict[str, Any]] = {
     "base": {},
@@ -43,9 +43,10 @@ class HRSAM(nn.Module):
     pos_grid: side of the stored position embedding, resized bilinearly to every scale's grid.
     drop_path: rate at the last block, rising linearly from 0; per image, or per token as HRSAM was
     trained. shift_single_window: shift a map that lies inside one window too (False: later releases).
-    rotary_scale: factor on rotary positions. stem: 16x16 patches, or four convolutions. upsample: the
+    rotary_scale: factor on rotary positions. stem: 16x16 patches, or three convolutions. upsample: the
     summed map is enlarged bilinearly by this before the output convolution. checkpoint_blocks: keep no
-    activations inside blocks, recompute them. pixel_mean, pixel_std: of R, G, B on the 0..255 scale.
+    activations inside blocks, recompute them. bgr: the channels are fed in the order B, G, R, as the
+    authors' were; pixel_mean, pixel_std: of the channels in the order they are fed, on the 0..255 scale.
     """
 
     @keeps_arguments
@@ -70,8 +71,9 @@ class HRSAM(nn.Module):
         stem: Literal["patch", "conv"] = "patch",
         upsample: int = 1,
         checkpoint_blocks: bool = False,
-        pixel_mean: Sequence[float] = (123.675, 116.28, 103.53),
-        pixel_std: Sequence[float] = (58.395, 57.12, 57.375),
+        bgr: bool = False,
+        pixel_mean: Sequence[float] = PIXEL_MEAN,
+        pixel_std: Sequence[float] = PIXEL_STD,
     ) -> None:
         super().__init__()
         _check(depth, width, heads, window, taps, state, cycles, anchor, drop_path, stem, upsample)
@@ -79,8 +81,9 @@ class HRSAM(nn.Module):
         self.anchor, self.upsample, self.checkpoint_blocks = anchor, upsample, checkpoint_blocks
         self.pos_grid = pos_grid
         self.tap_of = {block: number for number, block in enumerate(taps)}
-        self.normalize = Normalize(pixel_mean, pixel_std)
-        self.pos_embed = nn.Parameter(torch.empty(1, 1 + pos_grid**2, width))  # slot 0: MAE's class token, unused
+        self.normalize = Normalize(pixel_mean, pixel_std, bgr)
+        # Slot 0 is MAE's class token: stored, never used.
+        self.pos_embed = nn.Parameter(torch.empty(1, 1 + pos_grid**2, width))
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         self.patch_embed = PatchEmbed(width) if stem == "patch" else ConvStem(width)
         self.blocks = nn.ModuleList(
@@ -138,8 +141,8 @@ class HRSAM(nn.Module):
         elif anchor is not None:
             raise UserError("anchor images were given, but this encoder's `anchor` is null: set it (HRSAM++)")
         maps = tuple(_grid(view) for view in views)
-        tokens = [self.patch_embed(view) + self._positions(map_) for view, map_ in zip(views, maps, strict=True)]
-        x = torch.cat(tokens, 1)
+        embedded = zip(map(self.patch_embed, views), map(self._positions, maps), strict=True)
+        x = torch.cat([tokens + positions for tokens, positions in embedded], 1)
         lengths = tuple(h * w for h, w in maps)
         total: Tensor | None = None
         for number, block in enumerate(self.blocks):
@@ -168,9 +171,12 @@ class HRSAM(nn.Module):
         self.out_norm.weight.copy_(std)
 
     def layer_ids(self) -> dict[str, int]:
-        """Depth of every parameter for layer-wise learning rates: block i has i, all else `depth` (exempt)."""
+        """Depth of each parameter for layer-wise learning rates: i in block i, elsewhere `depth` (exempt)."""
         names = (name for name, _ in self.named_parameters())
-        return {name: int(name.split(".")[1]) if name.startswith("blocks.") else len(self.blocks) for name in names}
+        return {
+            name: int(name.split(".")[1]) if name.startswith("blocks.") else len(self.blocks)
+            for name in names
+        }
 
     def layer_scales(self, decay: float) -> dict[str, float]:
         """Learning-rate factor decay^(depth - i) of each parameter of block i; 1 for all others."""
@@ -180,7 +186,9 @@ class HRSAM(nn.Module):
         """Names of parameters that weight decay should spare: all vectors, and the tables below."""
         tables = ("pos_embed", "padding", "A_log", "gamma")
         return {
-            name for name, value in self.named_parameters() if value.ndim < 2 or name.rsplit(".", 1)[-1] in tables
+            name
+            for name, value in self.named_parameters()
+            if value.ndim < 2 or name.rsplit(".", 1)[-1] in tables
         }
 
     def _run(self, module: Callable[..., Tensor], x: Tensor, layout: Sequence[Any]) -> Tensor:
@@ -213,7 +221,9 @@ def _grid(x: Tensor) -> tuple[int, int]:
     """Token grid of a view; UserError where its sides are no multiples of the patch."""
     height, width = x.shape[2:]
     if height % PATCH or width % PATCH:
-        raise UserError(f"encoder input is {height} x {width} pixels: pad both sides to a multiple of {PATCH}")
+        raise UserError(
+            f"encoder input of {height} x {width} pixels: pad both sides to a multiple of {PATCH}"
+        )
     return height // PATCH, width // PATCH
 
 

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from hrsam_kernels.cycle_scan import cycle_scan
 from hrsam_kernels.window_attention import window_attention
-from torch import Tensor, nn
 
 PATCH = 16  # pixels of a token's side; the same for every stem
 
@@ -32,24 +33,24 @@ class PatchEmbed(nn.Module):
 
 
 class ConvStem(nn.Module):
-    """Four 3x3 convolutions of stride 2 in place of the patch embedding: (B, 3, H, W) -> (B, h * w, C)."""
+    """Overlapping convolutions in place of the patch embedding: (B, 3, H, W) -> (B, h * w, C).
+
+    Strides 4, 2, 2 with kernels of twice the stride, so that every token stays centred on its patch.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        widths = (3, width // 8, width // 4, width // 2, width)
-        self.convs = nn.ModuleList(
-            nn.Conv2d(before, after, 3, 2, 1) for before, after in zip(widths[:-1], widths[1:], strict=True)
+        self.convs = nn.Sequential(
+            nn.Conv2d(3, width // 4, 8, 4, 2),
+            nn.GELU(),
+            nn.Conv2d(width // 4, width // 2, 4, 2, 1),
+            nn.GELU(),
+            nn.Conv2d(width // 2, width, 4, 2, 1),
         )
-        for conv in self.convs:
-            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-            nn.init.zeros_(conv.bias)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) with H and W multiples of 16 -> (B, h * w, C), row-major."""
-        x = images.contiguous(memory_format=torch.channels_last)
-        for conv in self.convs[:-1]:
-            x = F.gelu(conv(x))
-        return self.convs[-1](x).flatten(2).transpose(1, 2)
+        return self.convs(images.contiguous(memory_format=torch.channels_last)).flatten(2).transpose(1, 2)
 
 
 def drop_path(branch: Tensor, rate: float, per_token: bool) -> Tensor:
@@ -183,9 +184,8 @@ class Tap(nn.Module):
         An anchor map is enlarged bilinearly, then one shared LayerNorm serves both; channels are
         [full, anchor].
         """
-        full, *rest = (
-            part.unflatten(1, map_) for part, map_ in zip(x.split([h * w for h, w in maps], 1), maps, strict=True)
-        )
+        scales = zip(x.split([h * w for h, w in maps], 1), maps, strict=True)
+        full, *rest = (tokens.unflatten(1, map_) for tokens, map_ in scales)
         if self.fuse_norm is None:
             return self.norm(self.proj(full))
         anchor = F.interpolate(rest[0].permute(0, 3, 1, 2), maps[0], mode="bilinear", align_corners=False)

@@ -1,5 +1,11 @@
 from __future__ import annotations
 
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -186,3 +192,31 @@ def test_missing_sets_are_named(tmp_path, images):
     with pytest.raises(UserError, match=r"data\.test is not set"):
         data(images).test_dataloader()
     assert len(data(images, test=str(images.folder)).test_dataloader()) == 22
+
+
+@pytest.mark.dist
+def test_two_devices_see_what_one_would(tmp_path, images):
+    whole = fit(data(images, batch_size=4), steps=6).seen
+    script = tmp_path / "two.py"
+    script.write_text(
+        "import sys, pickle, warnings\n"
+        "warnings.simplefilter('ignore')\n"
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from test_datamodule import Watcher, ShardDataModule, Trainer\n"
+        f"data = ShardDataModule({str(images.folder)!r}, image_size=16, batch_size=2,\n"
+        "                       augment='finetune', workers=0)\n"
+        "model = Watcher()\n"
+        "trainer = Trainer(max_steps=6, accelerator='cpu', devices=2, strategy='ddp', logger=False,\n"
+        "                  enable_checkpointing=False, enable_progress_bar=False,\n"
+        "                  enable_model_summary=False)\n"
+        "trainer.fit(model, data)\n"
+        f"open({str(tmp_path)!r} + f'/{{trainer.global_rank}}', 'wb').write(pickle.dumps(model.seen))\n"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(
+        [sys.executable, str(script)], check=True, timeout=200, env=environment, capture_output=True
+    )
+    first, second = (pickle.loads((tmp_path / rank).read_bytes()) for rank in "01")
+    assert len(first) == len(second) == 6
+    for alone, one, two in zip(whole, first, second, strict=True):
+        assert alone == tuple(a + b for a, b in zip(one, two, strict=True))

@@ -177,3 +177,9 @@ def test_ranks_share_whole_images_of_an_evaluation_set(images, workers):
 def test_more_devices_than_images_are_refused(images):
     with pytest.raises(UserError, match="1 images to evaluate on 2 devices"):
         ObjectLoader(EvaluationSet(images, limit=2), world_size=2)
+
+
+def test_builders_reach_workers_that_do_not_fork(builder):
+    copy = pickle.loads(pickle.dumps(builder))
+    for epoch in range(3):
+        assert torch.equal(copy(1, epoch).image, builder(1, epoch).image)

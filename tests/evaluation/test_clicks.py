@@ -63,7 +63,7 @@ def test_a_single_mask_model_never_asks_for_three(model):
 
 def test_clicks_cover_the_object_and_iou_is_at_the_original_size(model):
     result = Clicker(model, clicks=20, keep=(2, 20))(item())
-    assert result.ious[0] < result.ious[4] and max(result.ious) > 0.75
+    assert result.ious[0] < result.ious[4] and max(result.ious) > 0.7
     assert len(result.clicks) == len(result.ious) == 20
     first_x, first_y, positive = result.clicks[0]
     assert positive and 49 <= first_x <= 150 and 49 <= first_y <= 50

@@ -14,11 +14,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from hrsam_kernels.once import differentiable_once
 
 _LOG2E = math.log2(math.e)  # exp2 is several times faster than exp in PyTorch's CPU kernels
-_BLOCK = 6 << 18  # numbers in one (T, M, N, c) buffer: three of them stay inside a third-level cache
-_SLAB = 3 << 15  # numbers in one step's (M, N, c) slab: it stays inside a second-level cache
+# Numbers in one (T, M, N, c) buffer and in one step's (M, N, c) slab. On a CPU three buffers stay inside the
+# third-level cache and a slab inside the second-level one; elsewhere few, large launches are better.
+_BLOCK, _SLAB = 1 << 20, 3 << 14
+_BLOCK_ELSEWHERE = 1 << 26
 _KEPT = 1 << 26  # bytes of scratch a thread keeps between calls
 
 
@@ -30,7 +33,7 @@ class _Scratch(threading.local):
 
     def take(self, slot: int, shape: tuple[int, ...], like: Tensor) -> Tensor:
         numbers = math.prod(shape)
-        if like.device.type != "cpu" or numbers * like.element_size() > _KEPT:
+        if type(like) is not Tensor or like.device.type != "cpu" or numbers * like.element_size() > _KEPT:
             return like.new_empty(shape)
         memory = self.kept.get(slot)
         if memory is None or memory.dtype != like.dtype or memory.numel() < numbers:
@@ -41,11 +44,14 @@ class _Scratch(threading.local):
 _scratch = _Scratch()
 
 
-def _plan(images: int, length: int, channels: int, states: int) -> tuple[int, int, int]:
+def _plan(images: int, length: int, channels: int, states: int, device: torch.device) -> tuple[int, int, int]:
     """Channels of a block, chunks K of an image and steps T of a chunk."""
-    blocks = max(1, round(channels * images * length * states / _BLOCK))
+    on_cpu = device.type == "cpu"
+    blocks = max(1, round(channels * images * length * states / (_BLOCK if on_cpu else _BLOCK_ELSEWHERE)))
     width = min(channels, max(32, -(-channels // blocks)))
-    chunks = max(1, min(round(_SLAB / (images * states * width)), math.isqrt(8 * length)))
+    chunks = math.isqrt(2 * length)
+    if on_cpu:
+        chunks = max(1, min(2 * chunks, round(_SLAB / (images * states * width))))
     steps = -(-length // chunks)
     return width, -(-length // steps), steps
 
@@ -72,13 +78,16 @@ def _decay(time: Tensor, rate2: Tensor, out: Tensor | None = None) -> Tensor:
 
 def _carry(local: Tensor, decay: Tensor, reverse: bool = False) -> tuple[Tensor, Tensor]:
     """Chain chunks: x <- local_k + decay_k x from zero; what enters each chunk (B, K, N, c), and the end."""
-    entering = torch.empty_like(local)
-    state = torch.zeros_like(local[:, 0])
-    steps = list(zip(entering.unbind(1), local.unbind(1), decay.unbind(1), strict=True))
-    for enter, own, factor in reversed(steps) if reverse else steps:
-        enter.copy_(state)
-        state = torch.addcmul(own, factor, state)
-    return entering, state
+    images, chunks = local.shape[:2]
+    states = local.new_empty(chunks + 1, images, *local.shape[2:])
+    states[chunks if reverse else 0].zero_()
+    steps = [states.unbind(0), local.unbind(1), decay.unbind(1)]
+    if reverse:
+        steps = [step[::-1] for step in steps]
+    entering, own, factors = steps
+    for k in range(chunks):
+        torch.addcmul(own[k], factors[k], entering[k], out=entering[k + 1])
+    return (states[1:] if reverse else states[:-1]).transpose(0, 1), entering[-1]
 
 
 def _cycle_starts(end: Tensor, decay: Tensor, gamma: Tensor) -> list[Tensor]:
@@ -110,7 +119,7 @@ class _CycleScan(torch.autograd.Function):
         images, length, channels = u.shape
         states = A.shape[1]
         dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
-        width, chunks, steps = _plan(images, length, channels, states)
+        width, chunks, steps = _plan(images, length, channels, states, u.device)
         rows = images * chunks
         with torch.autocast(u.device.type, enabled=False):
             delta_t = _to_chunks(delta, chunks, steps, dtype)
@@ -147,13 +156,13 @@ class _CycleScan(torch.autograd.Function):
             return _from_chunks(y, images, length).to(u.dtype)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, ...]:
         u, delta, A, B, C, D, gamma, entering, ends = ctx.saved_tensors
         images, length, channels = u.shape
         states = A.shape[1]
         dtype = entering.dtype
-        width, chunks, steps = _plan(images, length, channels, states)
+        width, chunks, steps = _plan(images, length, channels, states, u.device)
         with torch.autocast(u.device.type, enabled=False):
             delta_t = _to_chunks(delta, chunks, steps, dtype)
             u_t = _to_chunks(u, chunks, steps, dtype)
@@ -187,9 +196,7 @@ class _CycleScan(torch.autograd.Function):
                 dyu * total,
                 dgamma,
             )
-        return tuple(
-            grad.to(x.dtype) for grad, x in zip(grads, (u, delta, A, B, C, D, gamma), strict=True)
-        )
+        return tuple(grad.to(x.dtype) for grad, x in zip(grads, (u, delta, A, B, C, D, gamma), strict=True))
 
 
 def _block_backward(
@@ -255,7 +262,8 @@ def _block_backward(
     # Backward in time once more, now with what comes back into each chunk.
     after = _exclusive(span.flip(1)).flip(1)
     late = _decay(after, rate2) * dend.unsqueeze(1)
-    torch.add((leaving * total + late).flatten(0, 1), dy_total[-1].unsqueeze(1) * c_steps[-1], out=a_steps[-1])
+    a_steps[-1].copy_((leaving * total + late).flatten(0, 1))
+    a_steps[-1].addcmul_(dy_total[-1].unsqueeze(1), c_steps[-1])
     dyt_steps = dy_total.unsqueeze(2).unbind(0)
     for t in range(steps - 1, 0, -1):  # the adjoints take the decays' place, one slab later
         a_steps[t].mul_(a_steps[t + 1]).addcmul_(dyt_steps[t - 1], c_steps[t - 1])

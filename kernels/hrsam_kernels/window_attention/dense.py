@@ -12,8 +12,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from hrsam_kernels.once import differentiable_once
 from hrsam_kernels.window_attention.plan import WindowPlan, rotary_table, window_plan
 
 
@@ -54,7 +54,7 @@ class _ToWindows(torch.autograd.Function):
         )
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(
         ctx: Any, dqueries: Tensor, dkeys: Tensor, dvalues: Tensor
     ) -> tuple[Tensor, Tensor, None, None]:
@@ -81,7 +81,7 @@ class _ToRaster(torch.autograd.Function):
         return rows.index_select(0, plan.query_of)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad.index_select(0, ctx.plan.queries), None
 
@@ -98,7 +98,7 @@ class _HalfAttention(torch.autograd.Function):
         return torch.bmm(weights, v)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v, weights = ctx.saved_tensors
         scale = q.shape[-1] ** -0.5

@@ -64,13 +64,21 @@ def window_plan(
     queries = torch.argsort(slot)
     held, members = torch.unique_consecutive(counts[order], return_counts=True)
     padded = (keys >= images * tokens).nonzero().flatten()
-    tables = (queries, torch.argsort(queries), keys, slot, padded, position)
-    groups = tuple(zip(members.tolist(), held.tolist(), strict=True))
-    return WindowPlan(*(table.to(device) for table in tables), groups)
+    return WindowPlan(
+        queries.to(device),
+        torch.argsort(queries).to(device),
+        keys.to(device),
+        slot.to(device),
+        padded.to(device),
+        position.to(device),
+        tuple(zip(members.tolist(), held.tolist(), strict=True)),
+    )
 
 
 @lru_cache(maxsize=16)
-def rotary_table(window: int, head_dim: int, scale: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+def rotary_table(
+    window: int, head_dim: int, scale: float, dtype: torch.dtype, device: torch.device
+) -> Tensor:
     """exp(-i angle) at each position of a window, complex (window², head_dim / 2).
 
     The first half of the pairs encodes the row, the second the column. Only offsets inside a window
