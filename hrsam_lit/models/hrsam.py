@@ -28,6 +28,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "state": 16,
         "stem": "conv",
         "upsample": 2,
+        "shift_single_window": False,
     },
 }
 """Arguments of `HRSAM` by name: "base" is the paper's only size, "tiny" trains on a CPU."""

@@ -54,9 +54,22 @@ def launch(arguments: Sequence[str]) -> RunCLI:
             parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False},
             args=list(arguments),
         )
-    except ArgumentError as error:
-        raise UserError(" ".join(str(error).split())) from None
+    except (ArgumentError, ValueError) as error:
+        mistake = _mistake(error)
+        if mistake is None:
+            raise
+        raise mistake from None
     finally:
         sys.argv = argv
         if "wandb" in sys.modules:
             sys.modules["wandb"].finish()
+
+
+def _mistake(error: BaseException) -> UserError | None:
+    """The user's mistake behind a parser's error: our own where a constructor found it, else the parser's words."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, UserError):
+            return cause
+        cause = cause.__cause__
+    return UserError(" ".join(str(error).split())) if isinstance(error, ArgumentError) else None

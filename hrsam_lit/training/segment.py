@@ -77,7 +77,7 @@ class SegmentModule(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.model = Promptable(encoder, load_decoder(decoder), first_click=first_click)
+        self.model = Promptable(encoder, load_decoder(decoder), first_click=first_click).train()
         self.optimizer_config = optimizer or OptimizerConfig()
         self.loss = loss or LossWeights()
         self.start_at_teacher = start_at_teacher

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hrsam_kernels.cycle_scan import chunked, cycle_scan
+from hrsam_kernels.cycle_scan import chunked, cycle_scan, layout
 
 NAMES = ("u", "delta", "A", "B", "C", "D", "gamma")
 
@@ -45,24 +45,24 @@ def error(value, truth):
 @settings(max_examples=40, deadline=None)
 @given(
     images=st.integers(1, 3),
-    length=st.integers(1, 41),
+    length=st.integers(1, 80),
     channels=st.sampled_from([1, 5, 33, 70]),
     states=st.integers(1, 4),
     cycles=st.integers(1, 4),
     slab=st.sampled_from([1, 200, 2000, 10**6]),
-    block=st.sampled_from([1, 3000, 10**6]),
+    buffer=st.sampled_from([1, 3000, 10**6]),
     high=st.sampled_from([1e-3, 0.1, 20.0]),
     seed=st.integers(0, 2**31),
 )
 def test_outputs_and_all_gradients_equal_the_repeated_scan(
-    images, length, channels, states, cycles, slab, block, high, seed
+    images, length, channels, states, cycles, slab, buffer, high, seed
 ):
     torch.manual_seed(seed)
     inputs = make(images, length, channels, states, cycles, high=high)
     grad = torch.randn(images, length, channels, dtype=torch.float64)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chunked, "_SLAB", slab)
-        patch.setattr(chunked, "_BLOCK", block)
+        patch.setattr(layout, "SLAB", slab)
+        patch.setattr(layout, "BUFFER", buffer)
         y, grads = with_gradients(inputs, "chunked", grad)
     truth, true_grads = with_gradients(inputs, "reference", grad)
     assert error(y, truth) < 1e-12

@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
+from hrsam_kernels.cycle_scan import chunked
+from hrsam_kernels.window_attention import plan
 from hrsam_lit.errors import UserError
 from hrsam_lit.models.authors import load_authors
 from hrsam_lit.models.hrsam import HRSAM, build_hrsam
@@ -200,6 +202,27 @@ def test_checkpointed_blocks_give_the_same_gradients():
         model(images).square().sum().backward()
     for (name, one), other in zip(plain.named_parameters(), saving.parameters(), strict=True):
         torch.testing.assert_close(other.grad, one.grad, msg=name)
+
+
+@pytest.mark.parametrize("amp", [False, True])
+def test_training_after_prediction(amp):
+    """Tables and scratch memory made under inference mode serve training."""
+    plan.window_plan.cache_clear()
+    plan.rotary_table.cache_clear()
+    chunked._scratch.kept.clear()
+    model, images = small(anchor=32), torch.randint(0, 256, (1, 3, 48, 80), dtype=torch.uint8)
+    with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+        with torch.inference_mode():
+            predicted = model(images)
+        trained = model.train()(images)
+    torch.testing.assert_close(trained.detach(), predicted.clone())
+    trained.sum().backward()
+
+
+def test_tiny_runs_on_a_rectangle():
+    model = build_hrsam("tiny", anchor=64)
+    assert model.stride == 8
+    assert model(torch.zeros(1, 3, 64, 96, dtype=torch.uint8)).shape == (1, 256, 8, 12)
 
 
 def test_bfloat16_autocast_stays_near_float32_and_returns_float32():

@@ -36,6 +36,7 @@ class WindowPlan:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # a table made during validation serves training too
 def window_plan(
     maps: tuple[tuple[int, int], ...], window: int, shifts: tuple[int, ...], images: int, device: torch.device
 ) -> WindowPlan:
@@ -46,7 +47,7 @@ def window_plan(
     """
     owners, positions, windows = [], [], 0
     for (h, w), shift in zip(maps, shifts, strict=True):
-        lead = (window - shift) % window
+        lead = shift % window
         rows, columns = torch.arange(h) + lead, torch.arange(w) + lead
         across = -(-(w + lead) // window)
         owner = windows + rows[:, None] // window * across + columns // window
@@ -76,6 +77,7 @@ def window_plan(
 
 
 @lru_cache(maxsize=16)
+@torch.inference_mode(False)
 def rotary_table(
     window: int, head_dim: int, scale: float, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
