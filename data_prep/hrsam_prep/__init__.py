@@ -1,0 +1,1 @@
+"""Raw datasets to shards; teacher weights to disk; embeddings to shards."""

@@ -76,9 +76,7 @@ class Drawing:
         """A polygon with corners (n, 2) through which the background shows."""
         self.strokes.append(_Stroke(points, np.zeros(len(points)), -1, 0.0, True))
 
-    def paint(
-        self, size: int, colours: Sequence[Colour], turn: float, squash: float = 1.0, tilt: float = 0.0
-    ) -> Shape:
+    def paint(self, size: int, colours: Sequence[Colour], turn: float, squash: float = 1.0, tilt: float = 0.0) -> Shape:
         """The drawing with its long side `size` pixels; colours[k] is the colour of part k.
 
         squash: factor on the height; turn: radians clockwise, after the squash; tilt in -0.5..0.5: strength
@@ -92,9 +90,7 @@ class Drawing:
             (_fill if stroke.filled else _draw_bar)(canvas, stroke, own, light)
         return _colour(self.rng, canvas, colours, light)
 
-    def _place(
-        self, size: int, turn: float, squash: float, tilt: float
-    ) -> tuple[list[np.ndarray], tuple[int, int]]:
+    def _place(self, size: int, turn: float, squash: float, tilt: float) -> tuple[list[np.ndarray], tuple[int, int]]:
         """Each stroke's points in pixels of the tight box, and that box's (H, W)."""
         points = np.concatenate([stroke.points for stroke in self.strokes])
         points = points - (points.min(0) + points.max(0)) / 2
@@ -156,9 +152,7 @@ def value_noise(rng: np.random.Generator, hw: tuple[int, int], cell: float) -> n
     return cv2.resize(nodes, (w, h), interpolation=cv2.INTER_CUBIC)
 
 
-def _colour(
-    rng: np.random.Generator, canvas: np.ndarray, colours: Sequence[Colour], light: np.ndarray
-) -> Shape:
+def _colour(rng: np.random.Generator, canvas: np.ndarray, colours: Sequence[Colour], light: np.ndarray) -> Shape:
     """Parts and tones -> coverage and colours, with a lighting gradient, stains and grain."""
     h, w = canvas.shape[0] // SUPER, canvas.shape[1] // SUPER
 

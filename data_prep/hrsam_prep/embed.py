@@ -35,7 +35,9 @@ def embed(
     largest = missing * teacher.channels * (side // stride) ** 2 * 2
     free = shutil.disk_usage(out).free
     if largest > free:
-        raise UserError(f"{out}: up to {largest / 1e9:.1f} GB of embeddings, {free / 1e9:.1f} GB free; free some or use another disk")
+        raise UserError(
+            f"{out}: up to {largest / 1e9:.1f} GB of embeddings, {free / 1e9:.1f} GB free; use another disk"
+        )
     teacher.to(device)
     with Progress(transient=True) as progress, writer:
         bar = progress.add_task(f"embed with {teacher.name}", total=len(images), completed=len(images) - missing)

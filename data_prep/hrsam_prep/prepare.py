@@ -45,8 +45,13 @@ def prepare(
     shares = {"train": 1.0 - holdout - test, "val": holdout, "test": test}
     if min(shares.values()) < -1e-9:
         raise UserError(f"holdout={holdout}, test={test}: shares from 0 to 1 are needed, together at most 1")
-    settings = {"holdout": holdout, "test": test, "seed": seed, "samples_per_shard": samples_per_shard,
-                "group": group if isinstance(group, str | None) else group.__qualname__}
+    settings = {
+        "holdout": holdout,
+        "test": test,
+        "seed": seed,
+        "samples_per_shard": samples_per_shard,
+        "group": group if isinstance(group, str | None) else group.__qualname__,
+    }
     split_of = _splitter(group, shares, seed)
     return write_sets(
         ((split_of(record.key), record) for record in reader),
@@ -88,8 +93,7 @@ def write_sets(
             _write(records, partial, samples_per_shard, progress)
             for split, folder in partial.items():
                 if not any(folder.glob("*.tar")):
-                    raise UserError(f"{out / split}: no photo fell into this set; "
-                                    "raise its share or change the seed")
+                    raise UserError(f"{out / split}: no photo fell into this set; raise its share or change the seed")
                 write_index(folder, provenance={**about, "split": split}, licence=licence)
             for split in splits:
                 if split not in finished:
@@ -97,8 +101,9 @@ def write_sets(
         except OSError as error:
             if error.errno not in _FULL:
                 raise
-            raise UserError(f"{out}: the disk is full; free some space and run it again "
-                            "(nothing unfinished was left there)") from error
+            raise UserError(
+                f"{out}: the disk is full; free some space and run it again (nothing unfinished was left there)"
+            ) from error
         finally:
             for folder in partial.values():
                 shutil.rmtree(folder, ignore_errors=True)
@@ -115,15 +120,17 @@ def _finished(folder: Path, about: dict[str, Any]) -> bool:
     found = {name: value for name, value in images.info["provenance"].items() if name != "split"}
     if found != about:
         name = min(name for name in {*found, *about} if found.get(name) != about.get(name))
-        raise UserError(f"{folder}: was prepared with {name}={found.get(name)!r}, not {about.get(name)!r}; "
-                        "give another folder or remove it")
+        raise UserError(
+            f"{folder}: was prepared with {name}={found.get(name)!r}, not {about.get(name)!r}; "
+            "give another folder or remove it"
+        )
     images.verify()
     return True
 
 
-def _splitter(group: str | Callable[[str], str] | None, shares: dict[str, float], seed: int
-              ) -> Callable[[str], str]:
+def _splitter(group: str | Callable[[str], str] | None, shares: dict[str, float], seed: int) -> Callable[[str], str]:
     """Key -> split."""
+
     def group_of(key: str) -> str:
         if group is None:
             return key
@@ -151,11 +158,16 @@ def _splitter(group: str | Callable[[str], str] | None, shares: dict[str, float]
     return split_of
 
 
-def _write(records: Iterable[tuple[str, Record]], folders: dict[str, Path], samples_per_shard: int,
-           progress: Callable[[int], None] | None) -> None:
+def _write(
+    records: Iterable[tuple[str, Record]],
+    folders: dict[str, Path],
+    samples_per_shard: int,
+    progress: Callable[[int], None] | None,
+) -> None:
     with ExitStack() as stack:
-        writers = {split: stack.enter_context(ShardWriter(folder, samples_per_shard))
-                   for split, folder in folders.items()}
+        writers = {
+            split: stack.enter_context(ShardWriter(folder, samples_per_shard)) for split, folder in folders.items()
+        }
         for count, (split, record) in enumerate(records, 1):
             writers[split].add(record)
             if progress is not None:

@@ -86,9 +86,7 @@ def _background(rng: np.random.Generator, name: str) -> tuple[np.ndarray, bool]:
         photo = np.rot90(photo, int(rng.integers(4)))
     if rng.random() < 0.5:
         photo = photo[:, ::-1]
-    h, w = (
-        int(rng.integers(MIN_SIDE, min(MAX_SIDE, int(_ENLARGED * length)) + 1)) for length in photo.shape[:2]
-    )
+    h, w = (int(rng.integers(MIN_SIDE, min(MAX_SIDE, int(_ENLARGED * length)) + 1)) for length in photo.shape[:2])
     scale = rng.uniform(max(h / photo.shape[0], w / photo.shape[1]), _ENLARGED)
     # the crop may lose a fraction of a pixel to rounding, never reach over the photo's edge
     crop_h, crop_w = int(h / scale), int(w / scale)
@@ -162,9 +160,7 @@ def _lab(colour: np.ndarray) -> np.ndarray:
     return cv2.cvtColor(pixel, cv2.COLOR_RGB2LAB)[0, 0]
 
 
-def compose(
-    rng: np.random.Generator, name: str, full_first: bool
-) -> tuple[np.ndarray, list[np.ndarray], list[str]]:
+def compose(rng: np.random.Generator, name: str, full_first: bool) -> tuple[np.ndarray, list[np.ndarray], list[str]]:
     """One picture from the photo `name`: RGB uint8 (H, W, 3), its objects' visible masks, their families.
 
     The first object is of a full family or of a thin one, the others are of either; each lies over the

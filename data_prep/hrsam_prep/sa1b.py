@@ -15,8 +15,7 @@ from hrsam_lit.data.shards import split_member
 from hrsam_lit.errors import UserError
 
 
-def read_sa1b(source: str | Path, *, min_predicted_iou: float = 0.0, min_stability: float = 0.0
-              ) -> Iterator[Record]:
+def read_sa1b(source: str | Path, *, min_predicted_iou: float = 0.0, min_stability: float = 0.0) -> Iterator[Record]:
     """Records of one SA-1B tar, or of all tars of a folder; the JPEGs are passed on unchanged.
 
     Masks that the release scores below `min_predicted_iou` or `min_stability` are left out. Raises
@@ -61,16 +60,19 @@ def _record(name: str, key: str, parts: dict[str, bytes], min_iou: float, min_st
         facts = json.loads(parts["json"])
         said = (int(facts["image"]["height"]), int(facts["image"]["width"]))
         if said != (height, width):
-            raise UserError(f"{name}.json: says {said[1]} x {said[0]} pixels, {name}.jpg has {width} x "
-                            f"{height}; download the tar again")
+            raise UserError(
+                f"{name}.json: says {said[1]} x {said[0]} pixels, {name}.jpg has {width} x "
+                f"{height}; download the tar again"
+            )
         instances = tuple(
-            Instance(int(one["id"]), _rle(one["segmentation"], height, width), int(one["area"]),
-                     _box(one["bbox"]), "sa1b")
+            Instance(
+                int(one["id"]), _rle(one["segmentation"], height, width), int(one["area"]), _box(one["bbox"]), "sa1b"
+            )
             for one in facts["annotations"]
-            if one["predicted_iou"] >= min_iou and one["stability_score"] >= min_stability)
+            if one["predicted_iou"] >= min_iou and one["stability_score"] >= min_stability
+        )
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{name}.json: not an SA-1B annotation ({error!r}); "
-                        "download the tar again") from error
+        raise UserError(f"{name}.json: not an SA-1B annotation ({error!r}); download the tar again") from error
     return Record(key, parts["jpg"], "jpg", height, width, instances, source="sa1b")
 
 

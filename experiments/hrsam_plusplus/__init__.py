@@ -1,0 +1,1 @@
+"""HRSAM++ as published, and what differs in its authors' runs."""

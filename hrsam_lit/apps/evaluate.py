@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +57,11 @@ def evaluate_command(
         results_file(out, name, results, settings)
 
 
-def results_file(path: Path, name: str, results: Sequence[ObjectResult], settings: Mapping[str, Any]) -> None:
+def results_file(path: Path, name: str, results: list[ObjectResult], settings: Mapping[str, Any]) -> None:
     """One JSON file: what was evaluated and how, the summary, one row an object; kept masks as COCO RLE."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = [
-        {**result.row(), "masks": {count: encode_mask(mask) for count, mask in result.masks.items()}} for result in results
-    ]
+    rows = []
+    for result in results:
+        masks = {count: encode_mask(mask) for count, mask in result.masks.items()}
+        rows.append({**result.row(), "masks": masks})
     write_json(path, {"model": name, **settings, "lineage": lineage(), "summary": summarise(results), "objects": rows})

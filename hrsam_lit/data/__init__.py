@@ -1,0 +1,1 @@
+"""Shards, their order, decoding, augmentation, and the data module over them."""

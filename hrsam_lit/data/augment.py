@@ -16,10 +16,22 @@ from hrsam_lit.errors import UserError
 _COLOUR: list[dict[str, Any]] = [
     {"name": "RandomBrightnessContrast", "brightness_limit": 32 / 255, "contrast_limit": 0.0, "p": 0.5},
     {"name": "RandomBrightnessContrast", "brightness_limit": 0.0, "contrast_limit": 0.5, "p": 0.5},
-    {"name": "ColorJitter", "brightness": (1, 1), "contrast": (1, 1), "saturation": (0.5, 1.5), "hue": (0, 0),
-     "p": 0.5},
-    {"name": "ColorJitter", "brightness": (1, 1), "contrast": (1, 1), "saturation": (1, 1),
-     "hue": (-18 / 180, 18 / 180), "p": 0.5},
+    {
+        "name": "ColorJitter",
+        "brightness": (1, 1),
+        "contrast": (1, 1),
+        "saturation": (0.5, 1.5),
+        "hue": (0, 0),
+        "p": 0.5,
+    },
+    {
+        "name": "ColorJitter",
+        "brightness": (1, 1),
+        "contrast": (1, 1),
+        "saturation": (1, 1),
+        "hue": (-18 / 180, 18 / 180),
+        "p": 0.5,
+    },
 ]
 PRESETS: dict[str, list[dict[str, Any]]] = {
     "none": [],
@@ -50,8 +62,9 @@ class Augmentation:
             colour = albumentations.ImageOnlyTransform
             self.changes_view = not all(isinstance(one, colour) for one in transforms)
 
-    def __call__(self, image: np.ndarray, masks: list[np.ndarray], seed: tuple[int, ...]
-                 ) -> tuple[np.ndarray, list[np.ndarray]]:
+    def __call__(
+        self, image: np.ndarray, masks: list[np.ndarray], seed: tuple[int, ...]
+    ) -> tuple[np.ndarray, list[np.ndarray]]:
         """RGB uint8 (H, W, 3) and boolean (H, W) masks, changed together as `seed` says."""
         if self._pipeline is None:
             return image, masks

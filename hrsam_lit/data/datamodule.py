@@ -48,9 +48,15 @@ class ShardDataModule(LightningDataModule):
         val_limit: int | None = None,
     ) -> None:
         super().__init__()
-        limits = {"image_size": (image_size, 16), "batch_size": (batch_size, 1), "objects": (objects, 0),
-                  "workers": (workers, 0), "seed": (seed, 0), "min_area": (min_area, 1),
-                  "val_limit": (1 if val_limit is None else val_limit, 1)}
+        limits = {
+            "image_size": (image_size, 16),
+            "batch_size": (batch_size, 1),
+            "objects": (objects, 0),
+            "workers": (workers, 0),
+            "seed": (seed, 0),
+            "min_area": (min_area, 1),
+            "val_limit": (1 if val_limit is None else val_limit, 1),
+        }
         for name, (value, least) in limits.items():
             if value < least:
                 raise UserError(f"data.{name}={value}: at least {least} is needed")
@@ -84,15 +90,26 @@ class ShardDataModule(LightningDataModule):
         """Training batches of this rank, from the trainer's epoch on."""
         rank, world_size = self._ranks
         builder = SampleBuilder(
-            ShardSet.open(self.train_folder), image_size=self.image_size, objects=self.objects,
-            augmentation=Augmentation(self.augment), seed=self.seed,
-            min_area=self.min_area, max_area=self.max_area,
-            embeddings=_embeddings(self.embeddings_folder))
+            ShardSet.open(self.train_folder),
+            image_size=self.image_size,
+            objects=self.objects,
+            augmentation=Augmentation(self.augment),
+            seed=self.seed,
+            min_area=self.min_area,
+            max_area=self.max_area,
+            embeddings=_embeddings(self.embeddings_folder),
+        )
         return TrainLoader(
-            builder, batch_size=self.batch_size, seed=self.seed, rank=rank, world_size=world_size,
-            workers=self.workers, pin_memory=self.pin_memory,
+            builder,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            rank=rank,
+            world_size=world_size,
+            workers=self.workers,
+            pin_memory=self.pin_memory,
             epoch=0 if self.trainer is None else self.trainer.current_epoch,
-            overfit=self.trainer is not None and self.trainer.overfit_batches > 0)  # type: ignore[attr-defined]
+            overfit=self.trainer is not None and self.trainer.overfit_batches > 0,
+        )  # type: ignore[attr-defined]
 
     def val_dataloader(self) -> BatchLoader | ObjectLoader:
         """This rank's part of the validation set, of the kind asked for."""
@@ -100,20 +117,28 @@ class ShardDataModule(LightningDataModule):
         rank, world_size = self._ranks
         images = ShardSet.open(self.val_folder)
         if self.val_kind == "objects":
-            return ObjectLoader(EvaluationSet(images, self.val_limit), rank=rank, world_size=world_size,
-                                workers=self.workers)
-        builder = SampleBuilder(images, image_size=self.image_size,
-                                embeddings=_embeddings(self.val_embeddings_folder))
-        return BatchLoader(builder, batch_size=self.batch_size, rank=rank, world_size=world_size,
-                           workers=self.workers, limit=self.val_limit, pin_memory=self.pin_memory)
+            return ObjectLoader(
+                EvaluationSet(images, self.val_limit), rank=rank, world_size=world_size, workers=self.workers
+            )
+        builder = SampleBuilder(images, image_size=self.image_size, embeddings=_embeddings(self.val_embeddings_folder))
+        return BatchLoader(
+            builder,
+            batch_size=self.batch_size,
+            rank=rank,
+            world_size=world_size,
+            workers=self.workers,
+            limit=self.val_limit,
+            pin_memory=self.pin_memory,
+        )
 
     def test_dataloader(self) -> ObjectLoader:
         """This rank's objects of the test set; raises UserError without one."""
         if self.test_folder is None:
             raise UserError("data.test is not set: give the folder of the test set")
         rank, world_size = self._ranks
-        return ObjectLoader(EvaluationSet(ShardSet.open(self.test_folder)), rank=rank, world_size=world_size,
-                            workers=self.workers)
+        return ObjectLoader(
+            EvaluationSet(ShardSet.open(self.test_folder)), rank=rank, world_size=world_size, workers=self.workers
+        )
 
 
 def _embeddings(folder: str | None) -> EmbeddingSet | None:

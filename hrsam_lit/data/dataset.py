@@ -42,9 +42,18 @@ class SampleBuilder:
     masks asked of a set without any.
     """
 
-    def __init__(self, images: ShardSet, *, image_size: int, objects: int = 0,
-                 augmentation: Augmentation | None = None, embeddings: EmbeddingSet | None = None,
-                 seed: int = 0, min_area: int = 1, max_area: float = 1.0) -> None:
+    def __init__(
+        self,
+        images: ShardSet,
+        *,
+        image_size: int,
+        objects: int = 0,
+        augmentation: Augmentation | None = None,
+        embeddings: EmbeddingSet | None = None,
+        seed: int = 0,
+        min_area: int = 1,
+        max_area: float = 1.0,
+    ) -> None:
         self.images, self.embeddings = images, embeddings
         self.image_size, self.objects = image_size, objects
         self.augmentation = augmentation or Augmentation()
@@ -54,8 +63,10 @@ class SampleBuilder:
         self._rows: np.ndarray | None = None
         if embeddings is not None:
             if self.augmentation.changes_view:
-                raise UserError("augment: it moves pixels, but a cached embedding belongs to one view of its "
-                                "image; use augment=distill, or the teacher online instead of embeddings")
+                raise UserError(
+                    "augment: it moves pixels, but a cached embedding belongs to one view of its "
+                    "image; use augment=distill, or the teacher online instead of embeddings"
+                )
             self._rows = embeddings.shards.find(images.keys)
 
     def __call__(self, index: int, epoch: int = 0) -> Sample:
@@ -96,8 +107,10 @@ class SampleBuilder:
         sample.embedding_frame = self.embeddings.frame_for(image_hw)
         cells = sample.embedding_frame.valid_cells(meta.stride)
         if values.shape != (meta.channels, *cells):
-            raise UserError(f"{self.embeddings.shards.folder}: embedding of {sample.key!r} has shape "
-                            f"{values.shape}, its image needs {(meta.channels, *cells)}; cache them again")
+            raise UserError(
+                f"{self.embeddings.shards.folder}: embedding of {sample.key!r} has shape "
+                f"{values.shape}, its image needs {(meta.channels, *cells)}; cache them again"
+            )
         grid = meta.side // meta.stride
         sample.embedding = torch.zeros(meta.channels, grid, grid, dtype=torch.float16)
         sample.embedding[:, : cells[0], : cells[1]] = torch.from_numpy(values)
@@ -105,18 +118,24 @@ class SampleBuilder:
 
 def collate(samples: Sequence[Sample]) -> Batch:
     """Samples of one builder -> a batch."""
+
     def stacked(name: str) -> Tensor | None:
         values = [getattr(sample, name) for sample in samples]
         return None if values[0] is None else torch.stack(values)
 
     frames = [sample.embedding_frame for sample in samples if sample.embedding_frame is not None]
     return Batch(
-        keys=[sample.key for sample in samples], frames=[sample.frame for sample in samples],
+        keys=[sample.key for sample in samples],
+        frames=[sample.frame for sample in samples],
         images=torch.stack([sample.image for sample in samples]),
         sizes=torch.tensor([sample.frame.resized_hw for sample in samples]),
         weight=torch.ones(len(samples)),
-        masks=stacked("masks"), present=stacked("present"), ignore=stacked("ignore"),
-        embeddings=stacked("embedding"), embedding_frames=frames or None)
+        masks=stacked("masks"),
+        present=stacked("present"),
+        ignore=stacked("ignore"),
+        embeddings=stacked("embedding"),
+        embedding_frames=frames or None,
+    )
 
 
 @dataclass

@@ -51,18 +51,26 @@ class EmbeddingWriter:
     is written when all are there. Raises UserError where the folder holds other embeddings.
     """
 
-    def __init__(self, folder: str | Path, images: ShardSet, meta: EmbeddingMeta,
-                 samples_per_shard: int = 1000) -> None:
+    def __init__(
+        self, folder: str | Path, images: ShardSet, meta: EmbeddingMeta, samples_per_shard: int = 1000
+    ) -> None:
         self.folder, self.images, self.meta = Path(folder), images, meta
         self._writer = ShardWriter(folder, samples_per_shard)
-        about = {"meta": asdict(meta), "samples": len(images), "samples_per_shard": samples_per_shard,
-                 "first": images.key(0), "last": images.key(len(images) - 1)}
+        about = {
+            "meta": asdict(meta),
+            "samples": len(images),
+            "samples_per_shard": samples_per_shard,
+            "first": images.key(0),
+            "last": images.key(len(images) - 1),
+        }
         found = self._found()
         if found is None:
             write_json(self.folder / _META, about)
         elif found != about:
-            raise UserError(f"{self.folder}: holds embeddings of {_described(found)}, not of "
-                            f"{_described(about)}; give another folder or remove it")
+            raise UserError(
+                f"{self.folder}: holds embeddings of {_described(found)}, not of "
+                f"{_described(about)}; give another folder or remove it"
+            )
         self._reset()
         self._next = 0
 
@@ -91,8 +99,9 @@ class EmbeddingWriter:
     def __enter__(self) -> EmbeddingWriter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._writer.discard()  # finished shards are closed already
         if kind is None and not any(True for _ in self.ranges()):
             self._finish()
@@ -107,8 +116,10 @@ class EmbeddingWriter:
             values = np.ascontiguousarray(embedding[:, :rows, :columns]).astype(np.float16)
         key = self.images.key(index)
         if not np.isfinite(values).all():
-            raise UserError(f"embedding of {key!r} by {self.meta.teacher} has values that float16 cannot "
-                            "hold; run the teacher in float32 or leave the image out")
+            raise UserError(
+                f"embedding of {key!r} by {self.meta.teacher} has values that float16 cannot "
+                "hold; run the teacher in float32 or leave the image out"
+            )
         wide = values.astype(np.float64)
         self._sums += np.stack((wide.sum((1, 2)), (wide**2).sum((1, 2))))
         self._cells += rows * columns
@@ -130,14 +141,21 @@ class EmbeddingWriter:
         mean, square = np.sum([part["sums"] for part in parts], axis=0) / cells
         std = np.sqrt((square - mean**2).clip(0))
         facts = {**asdict(self.meta), "mean": mean.tolist(), "std": std.tolist()}
-        write_index(self.folder, kind="embeddings", provenance=self.images.info["provenance"],
-                    licence=self.images.info["licence"], facts={"embeddings": facts})
+        write_index(
+            self.folder,
+            kind="embeddings",
+            provenance=self.images.info["provenance"],
+            licence=self.images.info["licence"],
+            facts={"embeddings": facts},
+        )
 
 
 def _described(about: dict[str, Any]) -> str:
     meta = EmbeddingMeta(**about["meta"])
-    return (f"{meta}, {about['samples']} samples from {about['first']!r} to {about['last']!r}, "
-            f"{about['samples_per_shard']} a shard")
+    return (
+        f"{meta}, {about['samples']} samples from {about['first']!r} to {about['last']!r}, "
+        f"{about['samples_per_shard']} a shard"
+    )
 
 
 class EmbeddingSet:
@@ -160,15 +178,16 @@ class EmbeddingSet:
     def __len__(self) -> int:
         return len(self.shards)
 
-    def require(self, *, weights_sha256: str | None = None, mode: str | None = None,
-                side: int | None = None) -> None:
+    def require(self, *, weights_sha256: str | None = None, mode: str | None = None, side: int | None = None) -> None:
         """Raise UserError, naming both, where these are not embeddings of the teacher or view asked for."""
         for name, asked in (("weights_sha256", weights_sha256), ("mode", mode), ("side", side)):
             found = getattr(self.meta, name)
             if asked is not None and asked != found:
-                raise UserError(f"{self.shards.folder}: embeddings with {name}={found} by "
-                                f"{self.meta.teacher}, but {name}={asked} is asked for; cache them again "
-                                "or change the teacher")
+                raise UserError(
+                    f"{self.shards.folder}: embeddings with {name}={found} by "
+                    f"{self.meta.teacher}, but {name}={asked} is asked for; cache them again "
+                    "or change the teacher"
+                )
 
     def frame_for(self, image_hw: tuple[int, int]) -> Frame:
         """How an image lies on the teacher's square."""

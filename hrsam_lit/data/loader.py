@@ -63,10 +63,16 @@ def _clean_processes() -> BaseContext:
 
 
 def _load(build: Callable[[int], T], start: int, stop: int, workers: int, pin_memory: bool) -> Iterator[T]:
-    loader = DataLoader(_Stream(build, start, stop), batch_size=None, collate_fn=_same, num_workers=workers,
-                        worker_init_fn=_start_worker, pin_memory=pin_memory,
-                        multiprocessing_context=_clean_processes() if workers else None,
-                        generator=torch.Generator())  # or it would draw from the model's random stream
+    loader = DataLoader(
+        _Stream(build, start, stop),
+        batch_size=None,
+        collate_fn=_same,
+        num_workers=workers,
+        worker_init_fn=_start_worker,
+        pin_memory=pin_memory,
+        multiprocessing_context=_clean_processes() if workers else None,
+        generator=torch.Generator(),
+    )  # or it would draw from the model's random stream
     for item in loader:
         if isinstance(item, _Mistake):
             raise UserError(item.message)
@@ -89,9 +95,20 @@ class TrainLoader:
     iteration starts again with the first batch of epoch 0.
     """
 
-    def __init__(self, builder: SampleBuilder, *, batch_size: int = 1, seed: int = 0, rank: int = 0,
-                 world_size: int = 1, workers: int = 0, block: int = 64, epoch: int = 0,
-                 overfit: bool = False, pin_memory: bool = False) -> None:
+    def __init__(
+        self,
+        builder: SampleBuilder,
+        *,
+        batch_size: int = 1,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        workers: int = 0,
+        block: int = 64,
+        epoch: int = 0,
+        overfit: bool = False,
+        pin_memory: bool = False,
+    ) -> None:
         check_ranks(batch_size, workers, rank, world_size)
         self.builder, self.batch_size, self.seed = builder, batch_size, seed
         self.rank, self.world_size = rank, world_size
@@ -120,8 +137,10 @@ class TrainLoader:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue behind the batches that `state` counts; raises UserError where the epoch has fewer."""
         if not 0 <= state["batch"] <= len(self):
-            raise UserError(f"the checkpoint stands at batch {state['batch']} of an epoch that now has "
-                            f"{len(self)}: resume with the same data, batch_size and number of devices")
+            raise UserError(
+                f"the checkpoint stands at batch {state['batch']} of an epoch that now has "
+                f"{len(self)}: resume with the same data, batch_size and number of devices"
+            )
         self._epoch, self._batch = int(state["epoch"]), int(state["batch"])
 
 
@@ -144,8 +163,17 @@ class BatchLoader:
     Every rank has as many batches; a sample that only fills a place has weight 0.
     """
 
-    def __init__(self, builder: SampleBuilder, *, batch_size: int = 1, rank: int = 0, world_size: int = 1,
-                 workers: int = 0, limit: int | None = None, pin_memory: bool = False) -> None:
+    def __init__(
+        self,
+        builder: SampleBuilder,
+        *,
+        batch_size: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
+        workers: int = 0,
+        limit: int | None = None,
+        pin_memory: bool = False,
+    ) -> None:
         check_ranks(batch_size, workers, rank, world_size)
         self.builder, self.batch_size, self.rank, self.world_size = builder, batch_size, rank, world_size
         self.workers, self.pin_memory = workers, pin_memory
@@ -177,8 +205,9 @@ class ObjectLoader:
         check_ranks(1, workers, rank, world_size)
         groups = items.groups()
         if len(groups) < world_size:
-            raise UserError(f"{items.images.folder}: {len(groups)} images to evaluate on {world_size} "
-                            "devices; use fewer devices")
+            raise UserError(
+                f"{items.images.folder}: {len(groups)} images to evaluate on {world_size} devices; use fewer devices"
+            )
         self.items, self.workers = items, workers
         self.numbers = [number for group in groups[rank::world_size] for number in group]
 

@@ -18,8 +18,9 @@ class GlobalOrder:
     shard_sizes: samples of each shard; block: samples of a block; pool: blocks mixed with one another.
     """
 
-    def __init__(self, shard_sizes: Sequence[int] | np.ndarray, seed: int, epoch: int, block: int = 64,
-                 pool: int = 64) -> None:
+    def __init__(
+        self, shard_sizes: Sequence[int] | np.ndarray, seed: int, epoch: int, block: int = 64, pool: int = 64
+    ) -> None:
         sizes = np.asarray(shard_sizes, np.int64)
         assert sizes.sum() > 0, "an order needs samples"
         assert min(seed, epoch, block - 1, pool - 1) >= 0, (seed, epoch, block, pool)

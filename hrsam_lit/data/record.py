@@ -127,8 +127,10 @@ class Record:
         """RGB uint8 (H, W, 3); raises UserError when the image is broken or of another size than stated."""
         image = decode_image(self.image, f"image of sample {self.key!r}")
         if image.shape[:2] != (self.height, self.width):
-            raise UserError(f"image of sample {self.key!r} is {image.shape[1]} x {image.shape[0]} pixels, "
-                            f"its record says {self.width} x {self.height}: prepare the set again")
+            raise UserError(
+                f"image of sample {self.key!r} is {image.shape[1]} x {image.shape[0]} pixels, "
+                f"its record says {self.width} x {self.height}: prepare the set again"
+            )
         return image
 
     def ignore_mask(self) -> np.ndarray:
@@ -141,10 +143,15 @@ class Record:
         """Extension -> bytes of the files that stand for this record in a shard."""
         assert self.extension in EXTENSIONS, self.extension
         facts = {
-            "schema": SCHEMA, "height": self.height, "width": self.width, "source": self.source,
+            "schema": SCHEMA,
+            "height": self.height,
+            "width": self.width,
+            "source": self.source,
             "ignore": self.ignore,
-            "instances": [{"id": one.id, "rle": one.rle, "area": one.area, "box": list(one.box),
-                           "source": one.source} for one in self.instances],
+            "instances": [
+                {"id": one.id, "rle": one.rle, "area": one.area, "box": list(one.box), "source": one.source}
+                for one in self.instances
+            ],
         }
         text = json.dumps(facts, ensure_ascii=False, separators=(",", ":"))
         return {self.extension: self.image, "json": text.encode("utf-8")}
@@ -154,18 +161,27 @@ class Record:
         """Inverse of `to_members`; raises UserError naming the key."""
         extensions = [extension for extension in EXTENSIONS if extension in members]
         if len(extensions) != 1 or "json" not in members:
-            raise UserError(f"sample {key!r} has {', '.join(sorted(members)) or 'nothing'} "
-                            "where one jpg or png and a json are due: prepare the set again")
+            raise UserError(
+                f"sample {key!r} has {', '.join(sorted(members)) or 'nothing'} "
+                "where one jpg or png and a json are due: prepare the set again"
+            )
         facts = read_facts(key, members["json"])
         try:
             height, width = int(facts["height"]), int(facts["width"])
-            instances = tuple(Instance(int(one["id"]), _rle(one["rle"], height, width), int(one["area"]),
-                                       _box(one["box"]), str(one["source"])) for one in facts["instances"])
+            instances = tuple(
+                Instance(
+                    int(one["id"]),
+                    _rle(one["rle"], height, width),
+                    int(one["area"]),
+                    _box(one["box"]),
+                    str(one["source"]),
+                )
+                for one in facts["instances"]
+            )
             ignore = None if facts["ignore"] is None else _rle(facts["ignore"], height, width)
             source = str(facts["source"])
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"sample {key!r}: its json is not a record ({error!r}): "
-                            "prepare the set again") from error
+            raise UserError(f"sample {key!r}: its json is not a record ({error!r}): prepare the set again") from error
         return cls(key, members[extensions[0]], extensions[0], height, width, instances, ignore, source)
 
 
@@ -177,8 +193,9 @@ def read_facts(key: str, text: bytes) -> dict[str, Any]:
         raise UserError(f"sample {key!r}: its json is damaged ({error})") from error
     if not isinstance(facts, dict) or facts.get("schema") != SCHEMA:
         found = facts.get("schema") if isinstance(facts, dict) else None
-        raise UserError(f"sample {key!r} has record schema {found!r}, this version reads {SCHEMA}: "
-                        "prepare the set again")
+        raise UserError(
+            f"sample {key!r} has record schema {found!r}, this version reads {SCHEMA}: prepare the set again"
+        )
     return facts
 
 
@@ -210,8 +227,10 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
     """
     with _opened(data, name) as image:
         if min(image.size) < SMALLEST_SIDE:
-            raise UserError(f"{name}: {image.width} x {image.height} pixels, at least {SMALLEST_SIDE} "
-                            "on a side are needed: leave it out")
+            raise UserError(
+                f"{name}: {image.width} x {image.height} pixels, at least {SMALLEST_SIDE} "
+                "on a side are needed: leave it out"
+            )
         image.load()
         image = ImageOps.exif_transpose(image)
         if image.mode == "F":

@@ -34,8 +34,7 @@ _BLOCK = 512  # tar's unit
 def check_key(key: str) -> str:
     """The key itself; raises UserError where it could not be a member's name in a shard."""
     if not key or len(key.encode()) > LONGEST_KEY or any(c in "./\\" or not c.isprintable() for c in key):
-        raise UserError(f"sample key {key!r}: 1 to {LONGEST_KEY} bytes without '.', '/' and '\\' are needed; "
-                        "rename it")
+        raise UserError(f"sample key {key!r}: 1 to {LONGEST_KEY} bytes without '.', '/' and '\\' are needed; rename it")
     return key
 
 
@@ -65,8 +64,9 @@ class ShardWriter:
     def __enter__(self) -> ShardWriter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._open.__exit__(kind, error, trace)
 
     def add(self, record: Record) -> None:
@@ -101,12 +101,17 @@ class ShardWriter:
 
         temporary = self._open.enter_context(replacing(self.folder / self.name(self.shard)))
         file = self._open.enter_context(temporary.open("wb"))
-        self._tar = self._open.enter_context(
-            TarWriter(file, user="", group="", mode=0o644, mtime=0, encoder=False))
+        self._tar = self._open.enter_context(TarWriter(file, user="", group="", mode=0o644, mtime=0, encoder=False))
 
 
-def write_index(folder: str | Path, *, kind: str = "images", provenance: Mapping[str, Any] | None = None,
-                licence: str = "", facts: Mapping[str, Any] | None = None) -> None:
+def write_index(
+    folder: str | Path,
+    *,
+    kind: str = "images",
+    provenance: Mapping[str, Any] | None = None,
+    licence: str = "",
+    facts: Mapping[str, Any] | None = None,
+) -> None:
     """Scan the tars of a folder and write the index beside them.
 
     kind: "images" (records) or "embeddings"; provenance: where the data come from, licence: a note on
@@ -122,8 +127,7 @@ def write_index(folder: str | Path, *, kind: str = "images", provenance: Mapping
         table, names = _scan(path, kind)
         tables.append(table)
         keys += names
-        shards.append({"name": path.name, "samples": len(names), "bytes": path.stat().st_size,
-                       "sha256": sha256(path)})
+        shards.append({"name": path.name, "samples": len(names), "bytes": path.stat().st_size, "sha256": sha256(path)})
     known: set[str] = set()
     for key in keys:
         if key in known:
@@ -132,9 +136,18 @@ def write_index(folder: str | Path, *, kind: str = "images", provenance: Mapping
     (folder / INDEX).unlink(missing_ok=True)  # the index is written last and vouches for the arrays
     _save(folder / "samples.npy", np.concatenate(tables))
     _save(folder / "keys.npy", np.array([key.encode() for key in keys]))
-    write_json(folder / INDEX, {
-        "schema": SCHEMA, "kind": kind, "samples": len(keys), "shards": shards,
-        "provenance": dict(provenance or {}), "licence": licence, **(facts or {})})
+    write_json(
+        folder / INDEX,
+        {
+            "schema": SCHEMA,
+            "kind": kind,
+            "samples": len(keys),
+            "shards": shards,
+            "provenance": dict(provenance or {}),
+            "licence": licence,
+            **(facts or {}),
+        },
+    )
 
 
 def _save(path: Path, array: np.ndarray) -> None:
@@ -178,8 +191,7 @@ def split_member(tar: str, member: tarfile.TarInfo) -> tuple[str, str]:
     """Key and extension of a tar's member; raises UserError for links and names that point outside."""
     name = PurePosixPath(member.name)
     if name.is_absolute() or ".." in name.parts or not member.isreg():
-        raise UserError(f"{tar}: member {member.name!r} is not a plain file inside the shard; "
-                        "do not use this shard")
+        raise UserError(f"{tar}: member {member.name!r} is not a plain file inside the shard; do not use this shard")
     key, _, extension = str(name).partition(".")
     return key, extension
 
@@ -214,8 +226,9 @@ class ShardSet:
         try:
             info = json.loads((folder / INDEX).read_text(encoding="utf-8"))
             if info["schema"] != SCHEMA:
-                raise UserError(f"{folder / INDEX}: schema {info['schema']}, this version reads {SCHEMA}: "
-                                "prepare the set again")
+                raise UserError(
+                    f"{folder / INDEX}: schema {info['schema']}, this version reads {SCHEMA}: prepare the set again"
+                )
             if info["kind"] != kind:
                 raise UserError(f"{folder}: holds {info['kind']}, not {kind}; give the folder of the {kind}")
             if any(PurePosixPath(shard["name"]).name != shard["name"] for shard in info["shards"]):
@@ -251,8 +264,10 @@ class ShardSet:
         rows = self._sorted[place]
         missing = np.flatnonzero(np.asarray(self.keys[rows]) != asked)
         if len(missing):
-            raise UserError(f"{self.folder}: no sample {bytes(asked[missing[0]]).decode()!r} "
-                            f"({len(missing)} of {len(asked)} asked for are missing)")
+            raise UserError(
+                f"{self.folder}: no sample {bytes(asked[missing[0]]).decode()!r} "
+                f"({len(missing)} of {len(asked)} asked for are missing)"
+            )
         return rows
 
     def shard_of(self, index: int) -> str:
@@ -268,11 +283,14 @@ class ShardSet:
                 file.seek(int(row["offset"]))
                 data = file.read(int(row["size"]))
         except OSError as error:
-            raise UserError(f"{self.folder / name}: sample {self.key(index)!r} cannot be read "
-                            f"({error.strerror}); restore the shard") from error
+            raise UserError(
+                f"{self.folder / name}: sample {self.key(index)!r} cannot be read ({error.strerror}); restore the shard"
+            ) from error
         if len(data) != row["size"] or zlib.crc32(data) != row["crc"]:
-            raise UserError(f"{self.folder / name}: sample {self.key(index)!r} is cut off or damaged; "
-                            "restore the shard or prepare the set again")
+            raise UserError(
+                f"{self.folder / name}: sample {self.key(index)!r} is cut off or damaged; "
+                "restore the shard or prepare the set again"
+            )
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
             return dict(_parts(name, tar))
 

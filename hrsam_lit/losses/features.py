@@ -29,9 +29,7 @@ def on_student_grid(
     target = teacher_map.new_zeros(count, channels, *grid)
     valid = torch.zeros(count, 1, *grid, dtype=torch.bool, device=teacher_map.device)
     for index, (source, frame) in enumerate(zip(teacher_frames, student_frames, strict=True)):
-        rows, columns = (
-            _cells(frame.resized_hw[axis], frame.canvas_hw[axis], grid[axis]) for axis in (0, 1)
-        )
+        rows, columns = (_cells(frame.resized_hw[axis], frame.canvas_hw[axis], grid[axis]) for axis in (0, 1))
         height, width = (
             _cells(source.resized_hw[axis], source.canvas_hw[axis], teacher_map.shape[2 + axis]) for axis in (0, 1)
         )

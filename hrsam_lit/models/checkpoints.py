@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import shutil
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,13 @@ from torch import Tensor, nn
 from hrsam_lit.errors import UserError
 from hrsam_lit.files import write_json
 from hrsam_lit.models.decoder import SamDecoder
+from hrsam_lit.models.encoder import ImageEncoder
 from hrsam_lit.models.hrsam import HRSAM
 from hrsam_lit.models.promptable import Promptable
 from hrsam_lit.models.tinyvit import TinyViT
 
 FORMAT = 1
-ENCODERS: dict[str, type[nn.Module]] = {"HRSAM": HRSAM, "TinyViT": TinyViT}
+ENCODERS: dict[str, type[ImageEncoder]] = {"HRSAM": HRSAM, "TinyViT": TinyViT}
 
 
 def save_model(model: Promptable, folder: str | Path, provenance: Mapping[str, Any] | None = None) -> Path:
@@ -102,10 +104,14 @@ def read_safetensors(path: str | Path) -> dict[str, Tensor]:
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """A Lightning checkpoint, tensors and plain values only; nothing in it is ever executed."""
     try:
+        with open(path, "rb") as file:
+            whole = zipfile.is_zipfile(file)
+        if not whole:  # what torch.save writes; anything else would reach the unpickler as bare bytes
+            raise UserError(f"{path} is no checkpoint, or is cut short")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (FileNotFoundError, IsADirectoryError) as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except (pickle.UnpicklingError, RuntimeError) as error:
         first = str(error).splitlines()[0]
         raise UserError(f"{path} is no checkpoint of tensors and plain values ({first})") from None
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
@@ -123,9 +129,11 @@ def read_weights(source: str | Path) -> dict[str, Tensor]:
     return {key.removeprefix("model."): value for key, value in state.items()}
 
 
-def init_encoder(encoder: nn.Module, source: str | Path) -> None:
+def init_encoder(encoder: ImageEncoder, source: str | Path) -> None:
     """Load an encoder's weights from a model folder or checkpoint; UserError where they are another model's."""
-    state = {key.removeprefix("encoder."): value for key, value in read_weights(source).items() if key.startswith("encoder.")}
+    state = {
+        key.removeprefix("encoder."): value for key, value in read_weights(source).items() if key.startswith("encoder.")
+    }
     take_state(encoder, state, str(source))
 
 

@@ -139,9 +139,12 @@ class SamDecoder(nn.Module):
             mine[code] = state["shared_image_embedding.positional_embedding"]
         expected = self.state_dict()
         wrong = sorted(
-            set(mine) ^ set(expected) | {key for key in set(mine) & set(expected) if mine[key].shape != expected[key].shape}
+            set(mine) ^ set(expected)
+            | {key for key in set(mine) & set(expected) if mine[key].shape != expected[key].shape}
         )
         if wrong:
             shown = ", ".join(wrong[:4]) + (f" and {len(wrong) - 4} more" if len(wrong) > 4 else "")
-            raise UserError(f"{source} does not hold SAM's prompt encoder and mask decoder: {shown} missing, unexpected or of another shape")
+            raise UserError(
+                f"{source} holds no SAM decoder: {shown} missing, unexpected or of another shape"
+            )
         self.load_state_dict(mine)

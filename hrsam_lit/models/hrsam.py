@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from hrsam_lit.errors import UserError
 from hrsam_lit.models.arguments import keeps_arguments
+from hrsam_lit.models.encoder import ImageEncoder
 from hrsam_lit.models.layers import PATCH, ConvStem, CycleScanBlock, PatchEmbed, Tap, WindowBlock
 from hrsam_lit.models.normalize import PIXEL_MEAN, PIXEL_STD, Normalize
 
@@ -34,7 +35,7 @@ SIZES: dict[str, dict[str, Any]] = {
 """Arguments of `HRSAM` by name: "base" is the paper's only size, "tiny" trains on a CPU."""
 
 
-class HRSAM(nn.Module):
+class HRSAM(ImageEncoder):
     """Image encoder of shifted windows and cycle-scans: (B, 3, H, W) pixels -> (B, out_channels, h, w).
 
     depth, width, heads, mlp_ratio: of the transformer; window: its side in tokens, every odd block's
@@ -80,6 +81,7 @@ class HRSAM(nn.Module):
         _check(depth, width, heads, window, taps, state, cycles, anchor, drop_path, stem, upsample)
         scales = 1 if anchor is None else 2
         self.anchor, self.upsample, self.checkpoint_blocks = anchor, upsample, checkpoint_blocks
+        self.stride = PATCH // upsample
         self.pos_grid = pos_grid
         self.tap_of = {block: number for number, block in enumerate(taps)}
         self.normalize = Normalize(pixel_mean, pixel_std, bgr)
@@ -106,11 +108,6 @@ class HRSAM(nn.Module):
         self.taps = nn.ModuleList(Tap(width, out_channels, scales) for _ in taps)
         self.out_conv = nn.Conv2d(out_channels, out_channels, 3, padding=1, groups=out_channels, bias=False)
         self.out_norm = nn.LayerNorm(out_channels)
-
-    @property
-    def stride(self) -> int:
-        """Input pixels a cell of the output map."""
-        return PATCH // self.upsample
 
     def forward(
         self, images: Tensor, sizes: Tensor | None = None, anchor_images: Tensor | None = None

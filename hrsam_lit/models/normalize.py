@@ -29,9 +29,7 @@ class Normalize(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(
-        self, mean: Sequence[float] = PIXEL_MEAN, std: Sequence[float] = PIXEL_STD, bgr: bool = False
-    ) -> None:
+    def __init__(self, mean: Sequence[float] = PIXEL_MEAN, std: Sequence[float] = PIXEL_STD, bgr: bool = False) -> None:
         super().__init__()
         if len(mean) != len(std) or not mean or min(std) <= 0:
             raise UserError(

@@ -134,9 +134,7 @@ def _named_by_consumers(graph: Any, path: str | Path) -> dict[str, Tensor]:
             else:
                 continue
             if key in found:
-                raise UserError(
-                    f"{path}: two weights for {key}, one is {name}; this is not the graph expected"
-                )
+                raise UserError(f"{path}: two weights for {key}, one is {name}; this is not the graph expected")
             used.add(name)
             found[key] = tensor
     unused = sorted(weights.keys() - used)
@@ -189,9 +187,7 @@ def _fold_table(table: Tensor, key: str, path: str | Path) -> Tensor:
     raise UserError(f"{path}: {key} {tuple(table.shape)} holds no biases by offset; this is not TinyViT")
 
 
-def _check(
-    found: Mapping[str, Tensor], wanted: Mapping[str, torch.Size], what: str, path: str | Path
-) -> None:
+def _check(found: Mapping[str, Tensor], wanted: Mapping[str, torch.Size], what: str, path: str | Path) -> None:
     """Raise UserError, naming the first key, unless `found` has the wanted keys and shapes in float32."""
     for key, shape in wanted.items():
         if key not in found:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from hrsam_lit.geometry import Frame
 from hrsam_lit.models.decoder import Masks, Prompts, SamDecoder
+from hrsam_lit.models.encoder import ImageEncoder
 
 
 class Promptable(nn.Module):
@@ -26,7 +27,7 @@ class Promptable(nn.Module):
 
     def __init__(
         self,
-        encoder: nn.Module,
+        encoder: ImageEncoder,
         decoder: SamDecoder,
         image_size: int = 1024,
         mode: Literal["pad", "squash"] = "pad",

@@ -18,6 +18,7 @@ from hrsam_lit.files import sha256
 from hrsam_lit.geometry import Frame
 from hrsam_lit.models.checkpoints import load_decoder
 from hrsam_lit.models.decoder import DECODER_NORM_EPS, SamDecoder
+from hrsam_lit.models.encoder import ImageEncoder
 from hrsam_lit.models.normalize import Normalize
 from hrsam_lit.models.onnx_weights import tinyvit_from_onnx
 from hrsam_lit.models.promptable import Promptable
@@ -32,11 +33,11 @@ class Teacher:
     name: what a report calls it; weights_sha256: over its weight files; stride and channels: of its neck map.
     """
 
-    def __init__(self, model: Promptable, name: str, weights_sha256: str, stride: int = 16) -> None:
+    def __init__(self, model: Promptable, name: str, weights_sha256: str) -> None:
         self.model = model.eval().requires_grad_(False)
         self.name = name
         self.weights_sha256 = weights_sha256
-        self.stride = stride
+        self.stride = model.encoder.stride
         self.channels = model.decoder.channels
 
     def frame(self, image_hw: tuple[int, int]) -> Frame:
@@ -55,7 +56,7 @@ class Teacher:
         return self
 
 
-class SamEncoder(nn.Module):
+class SamEncoder(ImageEncoder):
     """SAM's ViT image encoder of `transformers` behind the encoders' calling convention."""
 
     stride = 16
@@ -71,7 +72,7 @@ class SamEncoder(nn.Module):
         return output
 
 
-class OnnxEncoder(nn.Module):
+class OnnxEncoder(ImageEncoder):
     """Any ONNX image encoder run by onnxruntime on the CPU: for caching embeddings and for evaluation.
 
     The graph takes one normalised float32 image (1, 3, S, S) and returns the neck map first.
@@ -163,7 +164,7 @@ def _onnx_teacher(encoder: Path, decoder: Path) -> Teacher:
     for path in (encoder, decoder):
         if not path.exists():
             raise UserError(f"teacher file {path} is not there")
-    module: nn.Module
+    module: ImageEncoder
     if _is_tinyvit(encoder):
         module = tinyvit_from_onnx(encoder)
     else:
@@ -182,7 +183,9 @@ def _is_tinyvit(path: Path) -> bool:
         graph = onnx.load(path, load_external_data=False).graph
     except DecodeError:
         raise UserError(f"{path} is no ONNX file, or is cut short") from None
-    return {"layers.1.blocks.0.attn.qkv.bias", "layers.2.blocks.0.attn.qkv.bias"} <= {one.name for one in graph.initializer}
+    return {"layers.1.blocks.0.attn.qkv.bias", "layers.2.blocks.0.attn.qkv.bias"} <= {
+        one.name for one in graph.initializer
+    }
 
 
 def _hash(files: list[Path]) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from hrsam_lit.errors import UserError
 from hrsam_lit.models.arguments import keeps_arguments
+from hrsam_lit.models.encoder import ImageEncoder
 from hrsam_lit.models.normalize import PIXEL_MEAN, PIXEL_STD, Normalize
 
 STAGES = 4
@@ -24,9 +25,7 @@ EARLY_STAGE = 1  # Light HQ-SAM taps what leaves this stage, its downsampling in
 class FoldedConv(nn.Module):
     """A convolution with the BatchNorm that followed it folded into its weight and bias."""
 
-    def __init__(
-        self, in_channels: int, out_channels: int, kernel: int = 1, stride: int = 1, groups: int = 1
-    ) -> None:
+    def __init__(self, in_channels: int, out_channels: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> None:
         super().__init__()
         self.c = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups)
 
@@ -162,7 +161,7 @@ class ChannelNorm(nn.LayerNorm):
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-class TinyViT(nn.Module):
+class TinyViT(ImageEncoder):
     """TinyViT image encoder with SAM's neck, in inference form: images to a stride-16 map.
 
     The released weights come from a graph in which each BatchNorm is folded into the convolution
@@ -194,9 +193,7 @@ class TinyViT(nn.Module):
         super().__init__()
         for name, values in (("dims", dims), ("depths", depths), ("heads", heads), ("windows", windows)):
             if len(values) != STAGES or min(values) < 1:
-                raise UserError(
-                    f"TinyViT {name} {tuple(values)}: give {STAGES} numbers from 1 on, one a stage"
-                )
+                raise UserError(f"TinyViT {name} {tuple(values)}: give {STAGES} numbers from 1 on, one a stage")
         for dim, count in list(zip(dims, heads, strict=True))[1:]:
             if dim % count:
                 raise UserError(f"TinyViT dims {tuple(dims)}: {dim} is not a multiple of its {count} heads")
@@ -209,8 +206,7 @@ class TinyViT(nn.Module):
         stages = []
         for i in range(STAGES):
             blocks: list[nn.Module] = [
-                TinyViTBlock(dims[i], heads[i], windows[i]) if i else MBConv(dims[i])
-                for _ in range(depths[i])
+                TinyViTBlock(dims[i], heads[i], windows[i]) if i else MBConv(dims[i]) for _ in range(depths[i])
             ]
             # the last change of width keeps the grid: SAM's decoder wants stride 16, not 32
             down = Downsample(dims[i], dims[i + 1], stride=2 if i < 2 else 1) if i + 1 < STAGES else None
@@ -241,9 +237,7 @@ class TinyViT(nn.Module):
         downsampling included. Raises UserError where H or W is not a multiple of 16.
         """
         if x.shape[2] % self.stride or x.shape[3] % self.stride:
-            raise UserError(
-                f"TinyViT input of {x.shape[2]} x {x.shape[3]}: pad both to a multiple of {self.stride}"
-            )
+            raise UserError(f"TinyViT input of {x.shape[2]} x {x.shape[3]}: pad both to a multiple of {self.stride}")
         x = self.patch_embed(x.contiguous(memory_format=torch.channels_last))  # tokens need no transpose then
         early = x
         for i, layer in enumerate(self.layers):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from lightning import Callback, LightningModule, Trainer
@@ -15,6 +15,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from hrsam_lit.errors import UserError
 from hrsam_lit.files import replacing
 from hrsam_lit.models.checkpoints import save_model
+from hrsam_lit.models.promptable import Promptable
 from hrsam_lit.runs.lineage import lineage
 
 
@@ -75,9 +76,16 @@ class Export(Callback):
         self.best = state_dict["best"]
 
 
-def _exported(module: LightningModule) -> Any:
-    if not hasattr(module, "exported"):
-        raise UserError(f"the Export callback needs a module with an `exported` method; {type(module).__name__} has none")
+@runtime_checkable
+class _Exports(Protocol):
+    def exported(self) -> Promptable: ...
+
+
+def _exported(module: LightningModule) -> Promptable:
+    if not isinstance(module, _Exports):
+        raise UserError(
+            f"the Export callback exports DistillModule and SegmentModule; {type(module).__name__} is neither"
+        )
     return module.exported()
 
 

@@ -155,9 +155,7 @@ def _tag(panel: Image.Image, text: str) -> None:
     draw.text((x + 7, y - 5), text, (255, 255, 255), font, anchor="ld")
 
 
-def loss_curves(
-    series: Mapping[str, Mapping[str, Curve]], path: str | Path, *, log: bool | None = None
-) -> None:
+def loss_curves(series: Mapping[str, Mapping[str, Curve]], path: str | Path, *, log: bool | None = None) -> None:
     """Draw title -> label -> (steps, values) into the PNG `path`, one panel a title.
 
     log: the value axis of every panel; by default logarithmic where a panel's values are positive and span

@@ -32,9 +32,7 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     rule = ["-" * (width - 1) + ":" if right else "-" * width for width, right in flush]
     lines = []
     for row in (cells[0], rule, *cells[1:]):
-        padded = [
-            text.rjust(w) if right else text.ljust(w) for text, (w, right) in zip(row, flush, strict=True)
-        ]
+        padded = [text.rjust(w) if right else text.ljust(w) for text, (w, right) in zip(row, flush, strict=True)]
         lines.append(f"| {' | '.join(padded)} |\n")
     return "".join(lines)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from lightning import LightningModule
-from torch import Tensor, nn
+from torch import Tensor
 
 from hrsam_lit.data.batch import Batch
 from hrsam_lit.errors import UserError
@@ -14,8 +14,10 @@ from hrsam_lit.losses.features import feature_mse, on_student_grid
 from hrsam_lit.metrics import names
 from hrsam_lit.metrics.variance import UnexplainedVariance
 from hrsam_lit.models.checkpoints import init_encoder, load_decoder
+from hrsam_lit.models.encoder import ImageEncoder
 from hrsam_lit.models.promptable import Promptable
 from hrsam_lit.models.teachers import Teacher, load_teacher
+from hrsam_lit.training.data import data_of
 from hrsam_lit.training.optim import OptimizerConfig, build_optimizer
 
 
@@ -24,8 +26,8 @@ class DistillModule(LightningModule):
 
     encoder: the student. teacher: folder, hub id or ONNX file of a teacher run online; where it is null the
     batches carry cached embeddings (data.embeddings). teacher_decoder: SAM decoder weights beside an ONNX
-    encoder. teacher_bgr: the online teacher is fed B, G, R, as HRSAM's authors fed theirs. decoder: where the SAM decoder that the exported student answers prompts with comes from
-    (teacher folder or file). area: cells that count, "valid" those that hold any of the image or "all", the
+    encoder. teacher_bgr: the online teacher is fed B, G, R, as HRSAM's authors fed theirs. decoder: where the
+    SAM decoder that the exported student answers prompts with comes from (teacher folder or file). area: cells that count, "valid" those that hold any of the image or "all", the
     padding too, as HRSAM's authors train. channel_weighted: errors in units of each channel's spread.
     start_at_teacher: the output norm starts at the teacher's channel mean and spread.
     init_from: model folder or checkpoint of a student to start from.
@@ -33,7 +35,7 @@ class DistillModule(LightningModule):
 
     def __init__(
         self,
-        encoder: nn.Module,
+        encoder: ImageEncoder,
         *,
         optimizer: OptimizerConfig | None = None,
         teacher: str | None = None,
@@ -60,7 +62,9 @@ class DistillModule(LightningModule):
         self.channel_std: Tensor | None = None
         self.val_fvu = UnexplainedVariance()
         if teacher is None and area == "all":
-            raise UserError("model.area 'all' needs an online teacher (model.teacher): cached embeddings hold no padding")
+            raise UserError(
+                "model.area 'all' needs an online teacher (model.teacher): cached embeddings hold no padding"
+            )
         if init_from is not None:
             init_encoder(encoder, init_from)
 
@@ -79,7 +83,7 @@ class DistillModule(LightningModule):
 
     def _teacher_statistics(self) -> tuple[Tensor, Tensor]:
         """Channel mean and standard deviation (C,) of the teacher's embeddings, equal on every rank."""
-        datamodule: Any = self.trainer.datamodule
+        datamodule = data_of(self)
         if self.teacher is None:
             statistics: tuple[Tensor, Tensor] = datamodule.embedding_statistics()
             return statistics
@@ -137,5 +141,5 @@ class DistillModule(LightningModule):
         """The student with its decoder, ready to be saved."""
         if self.decoder_source is None:
             raise UserError("model.decoder must name SAM decoder weights for the student to be exported with")
-        datamodule: Any = self.trainer.datamodule
+        datamodule = data_of(self)
         return Promptable(self.encoder, load_decoder(self.decoder_source), image_size=datamodule.image_size)

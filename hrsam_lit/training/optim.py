@@ -13,6 +13,7 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from hrsam_lit.errors import UserError
+from hrsam_lit.models.encoder import ImageEncoder
 
 
 @dataclass
@@ -43,7 +44,7 @@ class OptimizerConfig:
 
 
 def build_optimizer(
-    encoder: nn.Module, decoder: nn.Module | None, config: OptimizerConfig, total_steps: int
+    encoder: ImageEncoder, decoder: nn.Module | None, config: OptimizerConfig, total_steps: int
 ) -> dict[str, Any]:
     """Lightning's optimiser dictionary for an encoder and, where it is trained, a decoder."""
     if total_steps <= 0:
@@ -74,7 +75,7 @@ def schedule_factor(config: OptimizerConfig, total_steps: int) -> Callable[[int]
 
 
 def _assign(
-    encoder: nn.Module, decoder: nn.Module | None, config: OptimizerConfig
+    encoder: ImageEncoder, decoder: nn.Module | None, config: OptimizerConfig
 ) -> list[tuple[float, float, Parameter]]:
     """(learning rate, weight decay, parameter) of everything that is trained."""
     spared: set[str] = encoder.no_weight_decay() if config.no_decay == "encoder" else set()

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning import LightningModule
-from torch import Tensor, nn
+from torch import Tensor
 
 from hrsam_lit.clicks import correction_rounds, sample_clicks
 from hrsam_lit.data.batch import Batch
@@ -21,7 +21,9 @@ from hrsam_lit.losses.features import feature_mse, on_student_grid
 from hrsam_lit.metrics import names
 from hrsam_lit.models.checkpoints import init_encoder, load_decoder, read_weights, take_state
 from hrsam_lit.models.decoder import Prompts
+from hrsam_lit.models.encoder import ImageEncoder
 from hrsam_lit.models.promptable import Promptable
+from hrsam_lit.training.data import data_of
 from hrsam_lit.training.optim import OptimizerConfig, build_optimizer
 
 
@@ -59,7 +61,7 @@ class SegmentModule(LightningModule):
 
     def __init__(
         self,
-        encoder: nn.Module,
+        encoder: ImageEncoder,
         decoder: str,
         *,
         optimizer: OptimizerConfig | None = None,
@@ -94,13 +96,17 @@ class SegmentModule(LightningModule):
 
     def _take(self, source: str) -> None:
         init_encoder(self.model.encoder, source)
-        decoder = {key.removeprefix("decoder."): value for key, value in read_weights(source).items() if key.startswith("decoder.")}
+        decoder = {
+            key.removeprefix("decoder."): value
+            for key, value in read_weights(source).items()
+            if key.startswith("decoder.")
+        }
         if decoder:
             take_state(self.model.decoder, decoder, source)
 
     def setup(self, stage: str) -> None:
         """Take the canvas size from the data; give an undistilled student the teacher's statistics."""
-        datamodule: Any = self.trainer.datamodule
+        datamodule = data_of(self)
         self.model.image_size = datamodule.image_size
         if stage == "fit" and self.start_at_teacher:
             self.model.encoder.init_output(*datamodule.embedding_statistics())
@@ -168,7 +174,7 @@ class SegmentModule(LightningModule):
                 raise UserError("model.loss.embedding needs cached embeddings: set data.embeddings")
             grid = (embeddings.shape[2], embeddings.shape[3])
             target, cells = on_student_grid(batch.embeddings, batch.embedding_frames, batch.frames, grid)
-            _, std = self.trainer.datamodule.embedding_statistics()  # type: ignore[attr-defined]
+            _, std = data_of(self).embedding_statistics()
             losses = feature_mse(embeddings, target, cells, std.to(embeddings.device))
             terms["embedding"] = (losses * batch.weight).sum() / batch.weight.sum().clamp_min(1)
         return terms

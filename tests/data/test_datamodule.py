@@ -109,9 +109,7 @@ def test_every_epoch_is_another_order_of_all_samples(images):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_validation_by_objects(images, workers):
-    module = fit(
-        data(images, val=str(images.folder), val_limit=5, workers=workers), steps=6, num_sanity_val_steps=0
-    )
+    module = fit(data(images, val=str(images.folder), val_limit=5, workers=workers), steps=6, num_sanity_val_steps=0)
     assert [(item.key, item.object_id) for item in module.validated] == [
         ("k000", 1),
         ("k000", 2),
@@ -213,9 +211,7 @@ def test_two_devices_see_what_one_would(tmp_path, images):
         f"open({str(tmp_path)!r} + f'/{{trainer.global_rank}}', 'wb').write(pickle.dumps(model.seen))\n"
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(
-        [sys.executable, str(script)], check=True, timeout=200, env=environment, capture_output=True
-    )
+    subprocess.run([sys.executable, str(script)], check=True, timeout=200, env=environment, capture_output=True)
     first, second = (pickle.loads((tmp_path / rank).read_bytes()) for rank in "01")
     assert len(first) == len(second) == 6
     for alone, one, two in zip(whole, first, second, strict=True):

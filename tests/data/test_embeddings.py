@@ -56,9 +56,7 @@ def test_maps_come_back_without_their_padding(tmp_path, images):
 def test_statistics_are_those_of_the_kept_cells(tmp_path, images):
     write(tmp_path, images)
     cached = EmbeddingSet.open(tmp_path)
-    cells = np.concatenate(
-        [cached.read(index).reshape(3, -1).astype(np.float64) for index in range(11)], axis=1
-    )
+    cells = np.concatenate([cached.read(index).reshape(3, -1).astype(np.float64) for index in range(11)], axis=1)
     np.testing.assert_allclose(cached.mean, cells.mean(1), rtol=1e-5)
     np.testing.assert_allclose(cached.std, cells.std(1), rtol=1e-5)
     assert cached.mean.dtype == cached.std.dtype == np.float32
@@ -107,9 +105,7 @@ def test_a_lost_shard_alone_is_made_again(tmp_path, images):
 )
 def test_another_teacher_does_not_write_into_the_folder(tmp_path, images, change):
     write(tmp_path, images)
-    with pytest.raises(
-        UserError, match=r"holds embeddings of toy \(abababababab, pad 64\).*, not of"
-    ) as raised:
+    with pytest.raises(UserError, match=r"holds embeddings of toy \(abababababab, pad 64\).*, not of") as raised:
         write(tmp_path, images, dataclasses.replace(META, **change))
     assert str(next(iter(change.values())))[:12] in str(raised.value)
 

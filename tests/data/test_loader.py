@@ -40,9 +40,7 @@ def test_every_sample_once_an_epoch_and_the_first_again_to_fill_up(builder):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_change_nothing(builder, workers):
-    assert epochs(TrainLoader(builder, batch_size=2, workers=workers)) == epochs(
-        TrainLoader(builder, batch_size=2)
-    )
+    assert epochs(TrainLoader(builder, batch_size=2, workers=workers)) == epochs(TrainLoader(builder, batch_size=2))
 
 
 def test_ranks_share_the_same_global_batches(builder):
@@ -57,9 +55,7 @@ def test_ranks_share_the_same_global_batches(builder):
 
 def test_augmentation_differs_over_epochs_and_samples(builder):
     plain = SampleBuilder(builder.images, image_size=16)
-    flipping = SampleBuilder(
-        builder.images, image_size=16, augmentation=Augmentation([{"name": "HorizontalFlip"}])
-    )
+    flipping = SampleBuilder(builder.images, image_size=16, augmentation=Augmentation([{"name": "HorizontalFlip"}]))
     loader = TrainLoader(flipping, batch_size=1)
     flips: dict[str, list[bool]] = {}
     for _ in range(6):
@@ -149,9 +145,7 @@ def test_validation_sees_every_sample_once(images, world_size, limit):
     for rank in range(world_size):
         batches = list(BatchLoader(builder, batch_size=2, rank=rank, world_size=world_size, limit=limit))
         lengths.add(len(batches))
-        met += [
-            key for batch in batches for key, weight in zip(batch.keys, batch.weight, strict=True) if weight
-        ]
+        met += [key for batch in batches for key, weight in zip(batch.keys, batch.weight, strict=True) if weight]
     assert len(lengths) == 1
     assert sorted(met) == [f"k{number:03d}" for number in range(min(limit or 11, 11))]
 
@@ -168,9 +162,7 @@ def test_ranks_share_whole_images_of_an_evaluation_set(images, workers):
     ranks = [ObjectLoader(items, rank=rank, world_size=3, workers=workers) for rank in range(3)]
     assert [len(loader) for loader in ranks] == [8, 8, 6]
     met = [[(item.key, item.object_id) for item in loader] for loader in ranks]
-    assert sorted(met[0] + met[1] + met[2]) == [
-        (f"k{number:03d}", one) for number in range(11) for one in (1, 2)
-    ]
+    assert sorted(met[0] + met[1] + met[2]) == [(f"k{number:03d}", one) for number in range(11) for one in (1, 2)]
     assert met[1][:4] == [("k001", 1), ("k001", 2), ("k004", 1), ("k004", 2)]
 
 

@@ -123,9 +123,7 @@ def test_wrong_json_names_the_sample(change, message):
     assert "'a_1'" in str(raised.value)
 
 
-@pytest.mark.parametrize(
-    "members", [{}, {"json": b"{}"}, {"png": b"", "jpg": b"", "json": b"{}"}, {"png": b""}]
-)
+@pytest.mark.parametrize("members", [{}, {"json": b"{}"}, {"png": b"", "jpg": b"", "json": b"{}"}, {"png": b""}])
 def test_missing_members_name_the_sample(members):
     with pytest.raises(UserError, match="'k'"):
         Record.from_members("k", members)
@@ -167,9 +165,7 @@ def test_sixteen_bits_keep_their_range():
 
 def test_grey_alpha_palette_and_cmyk_become_rgb():
     grey = PHOTO[..., 0]
-    np.testing.assert_array_equal(
-        decode_image(encoded(Image.fromarray(grey)), "x"), np.repeat(grey[..., None], 3, 2)
-    )
+    np.testing.assert_array_equal(decode_image(encoded(Image.fromarray(grey)), "x"), np.repeat(grey[..., None], 3, 2))
     alpha = np.dstack((PHOTO, np.full((24, 40), 7, np.uint8)))
     np.testing.assert_array_equal(decode_image(encoded(Image.fromarray(alpha)), "x"), PHOTO)
     flat = np.zeros((24, 40, 3), np.uint8)

@@ -83,6 +83,17 @@ def test_objects_of_one_image_share_one_encoding(model):
 
 def test_the_summary_has_canonical_names(model):
     summary = summarise([Clicker(model)(item())])
-    assert {"noc85", "noc90", "noc95", "nof95", "iou@1", "iou@5", "iou@20", "boundary_iou", "ms/image", "ms/click"} == set(summary)
+    assert {
+        "noc85",
+        "noc90",
+        "noc95",
+        "nof95",
+        "iou@1",
+        "iou@5",
+        "iou@20",
+        "boundary_iou",
+        "ms/image",
+        "ms/click",
+    } == set(summary)
     short = summarise([Clicker(model, clicks=6)(item())])
     assert "iou@5" in short and "iou@20" not in short

@@ -52,7 +52,9 @@ def test_each_image_of_a_batch_is_resampled_in_its_own_frame():
     maps = torch.randn(2, 4, 64, 64)
     together, valid = on_student_grid(maps, frames, seen, (32, 32))
     for index in range(2):
-        alone, mask = on_student_grid(maps[index : index + 1], frames[index : index + 1], seen[index : index + 1], (32, 32))
+        alone, mask = on_student_grid(
+            maps[index : index + 1], frames[index : index + 1], seen[index : index + 1], (32, 32)
+        )
         assert torch.equal(alone[0], together[index]) and torch.equal(mask[0], valid[index])
 
 

@@ -108,9 +108,7 @@ def test_every_image_of_a_batch_gets_its_own_result(images, h, w, anchor, seed):
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"anchor": 32}, {"anchor": 48, "stem": "conv", "upsample": 2}], ids=str
-)
+@pytest.mark.parametrize("options", [{}, {"anchor": 32}, {"anchor": 48, "stem": "conv", "upsample": 2}], ids=str)
 def test_gradient_reaches_every_parameter(options):
     model = small(**options).train()
     model(torch.randint(0, 256, (2, 3, 80, 112), dtype=torch.uint8)).square().sum().backward()

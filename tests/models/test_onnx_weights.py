@@ -36,9 +36,7 @@ def test_every_weight_of_the_real_encoder_arrives(encoder):
     attentions = [module for name, module in model.named_modules() if name.endswith(".attn")]
     assert len(attentions) == len(tables) == 10
     for attention, table in zip(attentions, tables, strict=True):
-        np.testing.assert_array_equal(
-            attention.attention_biases[:, attention.offsets].detach().numpy(), table
-        )
+        np.testing.assert_array_equal(attention.attention_biases[:, attention.offsets].detach().numpy(), table)
     stored = sum(numpy_helper.to_array(w).size for w in graph.initializer)
     biases = sum(attention.attention_biases.numel() for attention in attentions)
     assert sum(p.numel() for p in model.parameters()) == stored + biases
@@ -64,9 +62,7 @@ def drop_node(graph):
 
 
 def drop_weight(graph):
-    graph.initializer.remove(
-        next(w for w in graph.initializer if w.name == "layers.3.blocks.0.mlp.norm.bias")
-    )
+    graph.initializer.remove(next(w for w in graph.initializer if w.name == "layers.3.blocks.0.mlp.norm.bias"))
 
 
 def bend_table(graph):
@@ -222,9 +218,7 @@ def state():
 
     model = SamModel(SamConfig(vision_config={"num_hidden_layers": 1, "hidden_size": 12}))
     state = {k: torch.randn_like(v) for k, v in model.state_dict().items() if not k.startswith("vision_")}
-    state["shared_image_embedding.positional_embedding"] = state[
-        "prompt_encoder.shared_embedding.positional_embedding"
-    ]
+    state["shared_image_embedding.positional_embedding"] = state["prompt_encoder.shared_embedding.positional_embedding"]
     return state
 
 

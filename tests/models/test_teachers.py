@@ -17,8 +17,13 @@ def sam_folder(tmp_path_factory):
     """A small SAM of transformers on disk (random weights: what is tested is the way in)."""
     torch.manual_seed(5)
     vision = {
-        "num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "mlp_dim": 16, "image_size": 128,
-        "global_attn_indexes": [1], "window_size": 4,
+        "num_hidden_layers": 2,
+        "hidden_size": 32,
+        "num_attention_heads": 2,
+        "mlp_dim": 16,
+        "image_size": 128,
+        "global_attn_indexes": [1],
+        "window_size": 4,
     }
     folder = tmp_path_factory.mktemp("teachers") / "small"
     SamModel(SamConfig(vision_config=vision)).save_pretrained(folder)

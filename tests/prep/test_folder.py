@@ -243,8 +243,7 @@ def test_berkeley_has_100_objects_on_96_photos(shared):
 
 def test_coco_mval_is_paired(shared):
     records = [
-        record
-        for record, _ in zip(read_folder(shared / "data/coco_mval", "img", "gt"), range(20), strict=False)
+        record for record, _ in zip(read_folder(shared / "data/coco_mval", "img", "gt"), range(20), strict=False)
     ]
     assert len(records) == 20
     assert all(len(record.instances) == 1 and record.extension == "jpg" for record in records)

@@ -18,9 +18,7 @@ MASK[4:9, 3:20] = True
 
 def jpeg(number: int, size: tuple[int, int] = (20, 30)) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(np.random.default_rng(number).integers(0, 256, (*size, 3), dtype=np.uint8)).save(
-        file, "JPEG"
-    )
+    Image.fromarray(np.random.default_rng(number).integers(0, 256, (*size, 3), dtype=np.uint8)).save(file, "JPEG")
     return file.getvalue()
 
 

@@ -111,9 +111,7 @@ def test_the_same_rows_make_the_same_file_and_no_rest_is_left(tmp_path):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.png", "b.png"]
 
 
-@pytest.mark.parametrize(
-    "mask", [np.zeros((9, 10), bool), np.zeros((10, 10), np.uint8)], ids=["size", "dtype"]
-)
+@pytest.mark.parametrize("mask", [np.zeros((9, 10), bool), np.zeros((10, 10), np.uint8)], ids=["size", "dtype"])
 def test_a_mask_of_another_size_or_kind_is_refused(mask):
     with pytest.raises(AssertionError, match="truth"):
         StripRow(np.zeros((10, 10, 3), np.uint8), {"truth": mask})

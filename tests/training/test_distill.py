@@ -16,8 +16,14 @@ FAST = OptimizerConfig(lr=1e-3, warmup_steps=0)
 
 def trainer(folder, steps, **options):
     return Trainer(
-        default_root_dir=folder, max_steps=steps, logger=False, enable_progress_bar=False, enable_model_summary=False,
-        accelerator="cpu", num_sanity_val_steps=0, **options,
+        default_root_dir=folder,
+        max_steps=steps,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        accelerator="cpu",
+        num_sanity_val_steps=0,
+        **options,
     )
 
 
@@ -43,7 +49,9 @@ def test_loss_is_the_mean_squared_error_over_cells_that_hold_image(world, encode
         error = student[index, :, :rows, :columns] - batch.embeddings[index, :, :rows, :columns].float()
         expected.append(error.square().mean())
     fit.fit(module, datamodule=datamodule)
-    assert float(fit.callback_metrics["train/loss/embedding"]) == pytest.approx(float(torch.stack(expected).mean()), rel=1e-5)
+    assert float(fit.callback_metrics["train/loss/embedding"]) == pytest.approx(
+        float(torch.stack(expected).mean()), rel=1e-5
+    )
 
 
 def test_the_student_can_start_at_the_teachers_statistics(world, encoder, tmp_path):
@@ -55,7 +63,9 @@ def test_the_student_can_start_at_the_teachers_statistics(world, encoder, tmp_pa
 
 
 def test_an_online_teacher_is_in_no_checkpoint_and_no_optimiser(world, encoder, tmp_path):
-    module = DistillModule(encoder, optimizer=FAST, teacher=str(world.teacher), start_at_teacher=True, channel_weighted=True)
+    module = DistillModule(
+        encoder, optimizer=FAST, teacher=str(world.teacher), start_at_teacher=True, channel_weighted=True
+    )
     fit = trainer(tmp_path, 2)
     fit.fit(module, datamodule=data(world))
     fit.save_checkpoint(tmp_path / "x.ckpt")
@@ -76,7 +86,9 @@ def test_area_says_whether_padding_counts(world, encoder, tmp_path, area):
     neck = module.teacher.embed(batch.images, batch.sizes)
     assert bool(valid.all()) == (area == "all")
     rows = batch.frames[0].valid_cells(16)[0] if area == "valid" else 4
-    torch.testing.assert_close(target[:, :, :rows][valid.expand_as(target)[:, :, :rows]], neck[:, :, :rows][valid.expand_as(neck)[:, :, :rows]])
+    torch.testing.assert_close(
+        target[:, :, :rows][valid.expand_as(target)[:, :, :rows]], neck[:, :, :rows][valid.expand_as(neck)[:, :, :rows]]
+    )
 
 
 def test_validation_is_the_unexplained_variance(world, encoder, tmp_path):

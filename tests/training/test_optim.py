@@ -60,7 +60,10 @@ def test_layer_decay_and_the_decoders_rate():
 def test_frozen_parameters_are_in_no_group():
     encoder = Encoder()
     encoder.blocks[0].requires_grad_(False)
-    assert not any(name.startswith("blocks.0") for name in groups_of(build_optimizer(encoder, None, OptimizerConfig(), 10), encoder))
+    assert not any(
+        name.startswith("blocks.0")
+        for name in groups_of(build_optimizer(encoder, None, OptimizerConfig(), 10), encoder)
+    )
 
 
 def test_schedule_warms_up_and_ends_at_zero():

@@ -17,8 +17,14 @@ FAST = OptimizerConfig(lr=1e-3, warmup_steps=0)
 
 def trainer(folder, steps, **options):
     return Trainer(
-        default_root_dir=folder, max_steps=steps, logger=False, enable_progress_bar=False, enable_model_summary=False,
-        accelerator="cpu", num_sanity_val_steps=0, **options,
+        default_root_dir=folder,
+        max_steps=steps,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        accelerator="cpu",
+        num_sanity_val_steps=0,
+        **options,
     )
 
 
@@ -49,7 +55,9 @@ def test_clicks_lie_on_errors_and_the_loss_is_that_of_the_last_answer(world, enc
 
     def spy(embeddings, canvas, prompts):
         masks = decode(embeddings, canvas, prompts)
-        asked.append((prompts.points.clone(), prompts.labels.clone(), prompts.logits is not None, masks.logits, embeddings))
+        asked.append(
+            (prompts.points.clone(), prompts.labels.clone(), prompts.logits is not None, masks.logits, embeddings)
+        )
         return masks
 
     monkeypatch.setattr(segment.model, "decode", spy)
@@ -68,11 +76,15 @@ def test_clicks_lie_on_errors_and_the_loss_is_that_of_the_last_answer(world, enc
             assert labels[image, object_, 0] == 1 and batch.masks[image, object_, y, x]
     whole = torch.nn.functional.interpolate(supervised.flatten(0, 1), (64, 64), mode="bilinear")[:, 0]
     expected = normalized_focal_loss(whole, batch.masks.flatten(0, 1), None).mean()
-    assert float(fit.callback_metrics["train/loss/normalized_focal"]) == pytest.approx(float(expected.detach()), rel=1e-5)
+    assert float(fit.callback_metrics["train/loss/normalized_focal"]) == pytest.approx(
+        float(expected.detach()), rel=1e-5
+    )
 
 
 def test_it_learns_two_boxes(world, encoder, tmp_path):
-    segment = module(world, encoder, loss=LossWeights(bce=1.0, dice=1.0), optimizer=OptimizerConfig(lr=2e-3, warmup_steps=5))
+    segment = module(
+        world, encoder, loss=LossWeights(bce=1.0, dice=1.0), optimizer=OptimizerConfig(lr=2e-3, warmup_steps=5)
+    )
     seen = []
     segment.log = lambda name, value, **_: seen.append(float(value)) if name == "train/iou" else None
     trainer(tmp_path, 60).fit(segment, datamodule=data(world))

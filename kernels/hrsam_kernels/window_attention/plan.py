@@ -47,7 +47,7 @@ def window_plan(
     """
     owners, positions, windows = [], [], 0
     for (h, w), shift in zip(maps, shifts, strict=True):
-        lead = shift % window
+        lead = (window - shift) % window
         rows, columns = torch.arange(h) + lead, torch.arange(w) + lead
         across = -(-(w + lead) // window)
         owner = windows + rows[:, None] // window * across + columns // window
