@@ -144,6 +144,4 @@ def _arguments(
             "pos_grid": round((flat["pos_embed"].shape[1] - 1) ** 0.5),
         }
     except (KeyError, ValueError, IndexError) as error:
-        raise UserError(
-            f"not the authors' HRSAM weights: {error} is not among their {len(flat)} keys"
-        ) from None
+        raise UserError(f"not the authors' HRSAM weights: {error} is not among their {len(flat)} keys") from None

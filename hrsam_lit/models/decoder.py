@@ -144,7 +144,5 @@ class SamDecoder(nn.Module):
         )
         if wrong:
             shown = ", ".join(wrong[:4]) + (f" and {len(wrong) - 4} more" if len(wrong) > 4 else "")
-            raise UserError(
-                f"{source} holds no SAM decoder: {shown} missing, unexpected or of another shape"
-            )
+            raise UserError(f"{source} holds no SAM decoder: {shown} missing, unexpected or of another shape")
         self.load_state_dict(mine)

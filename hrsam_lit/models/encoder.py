@@ -21,8 +21,8 @@ class ImageEncoder(nn.Module):
     normalize: Normalize
     config: dict[str, Any]
 
-    def init_output(self, mean: Tensor, std: Tensor) -> None:
-        """Start the output at channel means and standard deviations, (C,) each."""
+    def init_output(self, mean: Tensor, std: Tensor) -> dict[str, float]:
+        """Start the output at channel means and deviations, (C,) each; returns learning-rate factors by name."""
         raise UserError(f"{type(self).__name__} has no output norm: set model.start_at_teacher to false")
 
     def layer_scales(self, decay: float) -> dict[str, float]:

@@ -109,9 +109,7 @@ class HRSAM(ImageEncoder):
         self.out_conv = nn.Conv2d(out_channels, out_channels, 3, padding=1, groups=out_channels, bias=False)
         self.out_norm = nn.LayerNorm(out_channels)
 
-    def forward(
-        self, images: Tensor, sizes: Tensor | None = None, anchor_images: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, images: Tensor, sizes: Tensor | None = None, anchor_images: Tensor | None = None) -> Tensor:
         """Images (B, 3, H, W), uint8 or float RGB in 0..255 -> float32 (B, out_channels, H/stride, W/stride).
 
         sizes: int64 (B, 2), valid height and width at the top left, None where there is no padding.
@@ -163,18 +161,20 @@ class HRSAM(ImageEncoder):
             return self.out_norm(fused).permute(0, 3, 1, 2).contiguous()
 
     @torch.no_grad()
-    def init_output(self, mean: Tensor, std: Tensor) -> None:
-        """Start the output at the teacher's channel mean and standard deviation, (out_channels,) each."""
+    def init_output(self, mean: Tensor, std: Tensor) -> dict[str, float]:
+        """Start the output at the teacher's channel mean and standard deviation, (out_channels,) each.
+
+        Returns the output norm's learning-rate factors, the mean deviation: Adam's steps do not know how small
+        these weights are, and at the full rate they fall to zero (predicting the mean) before a map is learnt.
+        """
         self.out_norm.bias.copy_(mean)
         self.out_norm.weight.copy_(std)
+        return dict.fromkeys(("out_norm.weight", "out_norm.bias"), float(std.mean()))
 
     def layer_ids(self) -> dict[str, int]:
         """Depth of each parameter for layer-wise learning rates: i in block i, elsewhere `depth` (exempt)."""
         names = (name for name, _ in self.named_parameters())
-        return {
-            name: int(name.split(".")[1]) if name.startswith("blocks.") else len(self.blocks)
-            for name in names
-        }
+        return {name: int(name.split(".")[1]) if name.startswith("blocks.") else len(self.blocks) for name in names}
 
     def layer_scales(self, decay: float) -> dict[str, float]:
         """Learning-rate factor decay^(depth - i) of each parameter of block i; 1 for all others."""
@@ -183,11 +183,7 @@ class HRSAM(ImageEncoder):
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that weight decay should spare: all vectors, and the tables below."""
         tables = ("pos_embed", "padding", "A_log", "gamma")
-        return {
-            name
-            for name, value in self.named_parameters()
-            if value.ndim < 2 or name.rsplit(".", 1)[-1] in tables
-        }
+        return {name for name, value in self.named_parameters() if value.ndim < 2 or name.rsplit(".", 1)[-1] in tables}
 
     def _run(self, module: Callable[..., Tensor], x: Tensor, layout: Sequence[Any]) -> Tensor:
         if self.checkpoint_blocks and self.training and torch.is_grad_enabled():
@@ -219,9 +215,7 @@ def _grid(x: Tensor) -> tuple[int, int]:
     """Token grid of a view; UserError where its sides are no multiples of the patch."""
     height, width = x.shape[2:]
     if height % PATCH or width % PATCH:
-        raise UserError(
-            f"encoder input of {height} x {width} pixels: pad both sides to a multiple of {PATCH}"
-        )
+        raise UserError(f"encoder input of {height} x {width} pixels: pad both sides to a multiple of {PATCH}")
     return height // PATCH, width // PATCH
 
 

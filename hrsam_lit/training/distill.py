@@ -60,6 +60,7 @@ class DistillModule(LightningModule):
         self.start_at_teacher = start_at_teacher
         self.teacher: Teacher | None = None
         self.channel_std: Tensor | None = None
+        self.output_factors: dict[str, float] = {}
         self.val_fvu = UnexplainedVariance()
         if teacher is None and area == "all":
             raise UserError(
@@ -79,7 +80,7 @@ class DistillModule(LightningModule):
             if self.channel_weighted:
                 self.channel_std = std
             if self.start_at_teacher:
-                self.encoder.init_output(mean, std)
+                self.output_factors = self.encoder.init_output(mean, std)
 
     def _teacher_statistics(self) -> tuple[Tensor, Tensor]:
         """Channel mean and standard deviation (C,) of the teacher's embeddings, equal on every rank."""
@@ -135,7 +136,7 @@ class DistillModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW over the encoder alone."""
-        return build_optimizer(self.encoder, None, self.optimizer_config, self.trainer.max_steps)
+        return build_optimizer(self.encoder, None, self.optimizer_config, self.trainer.max_steps, self.output_factors)
 
     def exported(self) -> Promptable:
         """The student with its decoder, ready to be saved."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -44,13 +44,20 @@ class OptimizerConfig:
 
 
 def build_optimizer(
-    encoder: ImageEncoder, decoder: nn.Module | None, config: OptimizerConfig, total_steps: int
+    encoder: ImageEncoder,
+    decoder: nn.Module | None,
+    config: OptimizerConfig,
+    total_steps: int,
+    factors: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """Lightning's optimiser dictionary for an encoder and, where it is trained, a decoder."""
+    """Lightning's optimiser dictionary for an encoder and, where it is trained, a decoder.
+
+    factors: further learning-rate factors of the encoder's parameters, by name.
+    """
     if total_steps <= 0:
         raise UserError("trainer.max_steps must be set: the schedule's length is part of the config")
     groups: dict[tuple[float, float], list[Parameter]] = {}
-    for rate, decay, parameter in _assign(encoder, decoder, config):
+    for rate, decay, parameter in _assign(encoder, decoder, config, factors or {}):
         groups.setdefault((rate, decay), []).append(parameter)
     optimizer = AdamW(
         [{"params": members, "lr": rate, "weight_decay": decay} for (rate, decay), members in groups.items()],
@@ -75,7 +82,7 @@ def schedule_factor(config: OptimizerConfig, total_steps: int) -> Callable[[int]
 
 
 def _assign(
-    encoder: ImageEncoder, decoder: nn.Module | None, config: OptimizerConfig
+    encoder: ImageEncoder, decoder: nn.Module | None, config: OptimizerConfig, factors: Mapping[str, float]
 ) -> list[tuple[float, float, Parameter]]:
     """(learning rate, weight decay, parameter) of everything that is trained."""
     spared: set[str] = encoder.no_weight_decay() if config.no_decay == "encoder" else set()
@@ -85,7 +92,7 @@ def _assign(
         if parameter.requires_grad:
             vector = parameter.ndim <= 1 and config.no_decay != "nothing"
             decay = 0.0 if vector or name in spared else config.weight_decay
-            assigned.append((config.lr * scales.get(name, 1.0), decay, parameter))
+            assigned.append((config.lr * scales.get(name, 1.0) * factors.get(name, 1.0), decay, parameter))
     for _, parameter in decoder.named_parameters() if decoder is not None else ():
         if parameter.requires_grad:
             vector = parameter.ndim <= 1 and config.no_decay != "nothing"

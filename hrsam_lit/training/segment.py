@@ -83,6 +83,7 @@ class SegmentModule(LightningModule):
         self.optimizer_config = optimizer or OptimizerConfig()
         self.loss = loss or LossWeights()
         self.start_at_teacher = start_at_teacher
+        self.output_factors: dict[str, float] = {}
         self.gamma, self.most_rounds, self.spread = gamma, most_rounds, spread
         self.padding_counts = padding_counts
         self.clicks = clicks
@@ -109,7 +110,7 @@ class SegmentModule(LightningModule):
         datamodule = data_of(self)
         self.model.image_size = datamodule.image_size
         if stage == "fit" and self.start_at_teacher:
-            self.model.encoder.init_output(*datamodule.embedding_statistics())
+            self.output_factors = self.model.encoder.init_output(*datamodule.embedding_statistics())
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of the answer to the last click."""
@@ -221,7 +222,9 @@ class SegmentModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW over what is trained."""
-        return build_optimizer(self.model.encoder, self.model.decoder, self.optimizer_config, self.trainer.max_steps)
+        return build_optimizer(
+            self.model.encoder, self.model.decoder, self.optimizer_config, self.trainer.max_steps, self.output_factors
+        )
 
     def exported(self) -> Promptable:
         """The student, ready to be saved."""

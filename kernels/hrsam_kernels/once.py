@@ -20,9 +20,7 @@ def differentiable_once(backward: Callable[..., Any]) -> Callable[..., Any]:
     def wrapped(ctx: Any, *grads: Any) -> Any:
         if torch.is_grad_enabled():
             name = type(ctx).__name__.removesuffix("Backward").lstrip("_")
-            raise RuntimeError(
-                f"{name} has no second derivative: drop create_graph=True, or use backend='reference'"
-            )
+            raise RuntimeError(f"{name} has no second derivative: drop create_graph=True, or use backend='reference'")
         return backward(ctx, *grads)
 
     return wrapped

@@ -13,11 +13,7 @@ NAMES = ("u", "delta", "A", "B", "C", "D", "gamma")
 
 
 def make(images, length, channels, states, cycles, *, low=1e-5, high=20.0, dtype=torch.float64):
-    delta = (
-        torch.empty(images, length, channels, dtype=torch.float64)
-        .uniform_(math.log(low), math.log(high))
-        .exp()
-    )
+    delta = torch.empty(images, length, channels, dtype=torch.float64).uniform_(math.log(low), math.log(high)).exp()
     inputs = (
         torch.randn(images, length, channels, dtype=torch.float64),
         delta,
@@ -112,8 +108,7 @@ def test_a_state_that_never_decays_counts_every_cycle():
 def test_non_contiguous_inputs():
     inputs = make(2, 37, 40, 3, 2)
     turned = [
-        x.detach().mT.contiguous().mT.requires_grad_() if x.ndim > 1 else x.detach().requires_grad_()
-        for x in inputs
+        x.detach().mT.contiguous().mT.requires_grad_() if x.ndim > 1 else x.detach().requires_grad_() for x in inputs
     ]
     assert not turned[0].is_contiguous()
     y, grads = with_gradients(inputs, "chunked")

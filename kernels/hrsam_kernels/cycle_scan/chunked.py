@@ -103,9 +103,7 @@ class _CycleScan(torch.autograd.Function):
             dgamma += (skip * through).unsqueeze(1)
             back = (plan.join(du), plan.join(ddelta), drate.t(), plan.join(dB), plan.join(dC))
         inputs = (u, delta, A, B, C, D, gamma)
-        return tuple(
-            grad.to(x.dtype) for grad, x in zip((*back, through * total, dgamma), inputs, strict=True)
-        )
+        return tuple(grad.to(x.dtype) for grad, x in zip((*back, through * total, dgamma), inputs, strict=True))
 
 
 def _forward(
@@ -203,9 +201,7 @@ def _backward(
 class _Range:
     """Chunks that one backward sweep works together: u, delta, dy (T, m, C); B, C (T, m, N)."""
 
-    def __init__(
-        self, u: Tensor, delta: Tensor, dy: Tensor, B: Tensor, C: Tensor, rate: Tensor, total: Tensor
-    ) -> None:
+    def __init__(self, u: Tensor, delta: Tensor, dy: Tensor, B: Tensor, C: Tensor, rate: Tensor, total: Tensor) -> None:
         self.u, self.delta, self.dy, self.B, self.C, self.rate = u, delta, dy, B, C, rate
         self.drive, self.dy_total = u * delta, dy * total
         self.shape = (*u.shape[:2], *rate.shape)
@@ -264,9 +260,7 @@ class _Range:
         return ddrive.mul_(self.delta), ddelta, dB, drate
 
 
-def cycle_scan_chunked(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, gamma: Tensor
-) -> Tensor:
+def cycle_scan_chunked(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, gamma: Tensor) -> Tensor:
     """One scan from the weighted start state; shapes as in `hrsam_kernels.cycle_scan.cycle_scan`.
 
     State and exponentials are float32 (float64 for float64 input) whatever the input dtype and autocast.

@@ -6,9 +6,7 @@ import torch
 from torch import Tensor
 
 
-def cycle_scan_reference(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, gamma: Tensor
-) -> Tensor:
+def cycle_scan_reference(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, gamma: Tensor) -> Tensor:
     """Repeat the recurrence R times with the state carried over and sum the cycles' outputs.
 
     Shapes as in `hrsam_kernels.cycle_scan.cycle_scan`; any floating dtype, computed in that dtype;

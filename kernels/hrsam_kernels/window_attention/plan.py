@@ -78,9 +78,7 @@ def window_plan(
 
 @lru_cache(maxsize=16)
 @torch.inference_mode(False)
-def rotary_table(
-    window: int, head_dim: int, scale: float, dtype: torch.dtype, device: torch.device
-) -> Tensor:
+def rotary_table(window: int, head_dim: int, scale: float, dtype: torch.dtype, device: torch.device) -> Tensor:
     """exp(-i angle) at each position of a window, complex (window², head_dim / 2).
 
     The first half of the pairs encodes the row, the second the column. Only offsets inside a window
