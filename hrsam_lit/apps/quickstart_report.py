@@ -12,18 +12,24 @@ from hrsam_lit.data.shards import ShardSet
 from hrsam_lit.metrics import names
 from hrsam_lit.runs.pictures import StripRow, iou_over_clicks, loss_curves, picture_strip
 from hrsam_lit.runs.report import write_report
-from hrsam_lit.runs.tracking import read_curves, sync_command
+from hrsam_lit.runs.tracking import log_report, read_curves, sync_command
 
 MODELS = ("teacher", "distilled", "student", "control")
 SHOWN_CLICK = 5
 SHOWN_OBJECTS = 6
+PICTURES = {
+    f"Masks after {SHOWN_CLICK} clicks": "pictures/strip.png",
+    "IoU over clicks": "pictures/iou.png",
+    "Training": "pictures/curves.png",
+}
 
 
 def quickstart_report(out: Path, stage_lines: Sequence[str], distill_steps: int, finetune_steps: int) -> str:
     """Write `report.md` and its pictures from the results and curves that lie in `out`."""
     results = {name: json.loads((out / f"results/{name}.json").read_text(encoding="utf-8")) for name in MODELS}
     teacher = json.loads((out / "teacher.json").read_text(encoding="utf-8"))
-    shown = ("noc90", "noc95", "nof95", "iou@1", "iou@5", "iou@20", names.MS_IMAGE, names.MS_CLICK)
+    clicks = [names.noc(0.9), names.noc(0.95), names.nof(0.95), *map(names.iou_at, (1, 5, 20))]
+    shown = [*clicks, names.MS_IMAGE, names.MS_CLICK]
     titles = {
         "teacher": f"teacher ({teacher['name']})",
         "distilled": "student, distilled",
@@ -37,8 +43,10 @@ def quickstart_report(out: Path, stage_lines: Sequence[str], distill_steps: int,
     (out / "pictures").mkdir(exist_ok=True)
     picture_strip(_strip_rows(out, results), out / "pictures/strip.png")
     loss_curves(_curves(out), out / "pictures/curves.png")
+    drawn = {title: out / path for title, path in PICTURES.items()}
     over_clicks = {titles[name]: _mean_ious(result) for name, result in results.items()}
     iou_over_clicks(over_clicks, out / "pictures/iou.png")
+    log_report(out / "report", table, drawn)
     objects = len(results["teacher"]["objects"])
     write_report(
         out / "report.md",
@@ -50,11 +58,7 @@ def quickstart_report(out: Path, stage_lines: Sequence[str], distill_steps: int,
             f"Student: HRSAM++ tiny. {objects} held-out objects, 20 clicks each (RITM's rule, no early stop).",
         ],
         table_rows=table,
-        pictures={
-            f"Masks after {SHOWN_CLICK} clicks": "pictures/strip.png",
-            "IoU over clicks": "pictures/iou.png",
-            "Training": "pictures/curves.png",
-        },
+        pictures=PICTURES,
         stage_lines=stage_lines,
         notes=[
             f"The control is the same student from the same start with the same {finetune_steps} steps of mask "
@@ -71,7 +75,7 @@ def quickstart_report(out: Path, stage_lines: Sequence[str], distill_steps: int,
             "hrsam quickstart --minutes 30 --out runs/quickstart30",
         ],
     )
-    by_name = {name: result["summary"]["iou@5"] for name, result in results.items()}
+    by_name = {name: result["summary"][names.iou_at(5)] for name, result in results.items()}
     return "IoU after 5 clicks: " + ", ".join(f"{name} {value:.3f}" for name, value in by_name.items())
 
 

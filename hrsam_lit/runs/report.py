@@ -7,17 +7,18 @@ from numbers import Integral, Real
 from pathlib import Path
 
 from hrsam_lit.files import replacing
+from hrsam_lit.metrics import names
 
 # metric -> (digits after the point, meaning); the order is that of the table's columns
 METRICS: dict[str, tuple[int, str]] = {
-    "noc90": (2, "mean clicks until IoU 0.90, lower is better"),
-    "noc95": (2, "mean clicks until IoU 0.95, lower is better"),
-    "nof95": (0, "objects that do not reach IoU 0.95 with all clicks, lower is better"),
-    "iou@1": (3, "mean IoU after 1 click, higher is better"),
-    "iou@5": (3, "mean IoU after 5 clicks, higher is better"),
-    "iou@20": (3, "mean IoU after 20 clicks, higher is better"),
-    "ms/image": (1, "median milliseconds to encode an image"),
-    "ms/click": (1, "median milliseconds to answer a click"),
+    names.noc(0.90): (2, "mean clicks until IoU 0.90, lower is better"),
+    names.noc(0.95): (2, "mean clicks until IoU 0.95, lower is better"),
+    names.nof(0.95): (0, "objects that do not reach IoU 0.95 with all clicks, lower is better"),
+    names.iou_at(1): (3, "mean IoU after 1 click, higher is better"),
+    names.iou_at(5): (3, "mean IoU after 5 clicks, higher is better"),
+    names.iou_at(20): (3, "mean IoU after 20 clicks, higher is better"),
+    names.MS_IMAGE: (1, "median milliseconds to encode an image"),
+    names.MS_CLICK: (1, "median milliseconds to answer a click"),
 }
 _MISSING = "-"
 
@@ -56,10 +57,10 @@ def metrics_table(table_rows: Sequence[Mapping[str, object]]) -> str:
 
     A value a row does not have, or None, is shown as a dash; a column no row has is left out.
     """
-    names = list(dict.fromkeys(name for row in table_rows for name in row))
-    text = [name for name in names if any(isinstance(row.get(name), str) for row in table_rows)]
-    known = [name for name in METRICS if name in names and name not in text]
-    columns = [*text, *known, *(name for name in names if name not in text and name not in METRICS)]
+    found = list(dict.fromkeys(name for row in table_rows for name in row))
+    text = [name for name in found if any(isinstance(row.get(name), str) for row in table_rows)]
+    known = [name for name in METRICS if name in found and name not in text]
+    columns = [*text, *known, *(name for name in found if name not in text and name not in METRICS)]
     return markdown_table(columns, [[_value(name, row.get(name)) for name in columns] for row in table_rows])
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import netrc
 import os
+import secrets
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,31 +58,39 @@ def _run_id(folder: Path) -> str:
     """The folder's run id; made at the first call."""
     path = folder / "wandb_id"
     if not path.is_file():
-        import secrets
-
         with replacing(path) as temporary:
             temporary.write_text(secrets.token_hex(4))
     return path.read_text().strip()
 
 
-def default_loggers(folder: str, group: str | None = None) -> list[Logger]:
-    """What a run logs to where its config names no logger: CSV curves and W&B, both inside `folder`."""
-    return [CSVLogger(folder, name="", version="curves"), Tracker(folder, group=group)]
+def default_loggers(folder: str) -> list[Logger]:
+    """What a run logs to where its config names no logger: CSV curves and W&B, both inside `folder`.
+
+    Runs whose folders lie side by side are one W&B group.
+    """
+    return [CSVLogger(folder, name="", version="curves"), Tracker(folder, group=Path(folder).resolve().parent.name)]
 
 
 def sync_command(folder: str | Path) -> str:
-    """The command that uploads every offline run below `folder`."""
-    return f"wandb sync --sync-all {Path(folder)}" if not _runs(folder) else "wandb sync " + " ".join(_runs(folder))
+    """The command that uploads every offline run below `folder`, oldest first."""
+    runs = sorted(Path(folder).glob("**/wandb/offline-run-*"), key=lambda path: path.name)
+    return " ".join(["wandb sync", *map(str, runs)])
 
 
-def _runs(folder: str | Path) -> list[str]:
-    return sorted(str(path) for path in Path(folder).glob("**/wandb/offline-run-*"))
+def log_report(folder: Path, table: Sequence[Mapping[str, Any]], pictures: Mapping[str, Path]) -> None:
+    """A report's table and pictures as a W&B run of their own, in `folder` and its group."""
+    import wandb
+
+    tracker = Tracker(str(folder), group=folder.resolve().parent.name)
+    columns = list(table[0])
+    rows = wandb.Table(columns=columns, data=[[row[name] for name in columns] for row in table])
+    images = {title: wandb.Image(str(path)) for title, path in pictures.items()}
+    tracker.experiment.log({"results": rows, **images})
+    tracker.experiment.finish()
 
 
 def read_curves(folder: str | Path) -> dict[str, Any]:
     """Name -> (steps, values) of what a run logged to CSV."""
-    import csv
-
     series: dict[str, tuple[list[int], list[float]]] = {}
     path = Path(folder) / "curves" / "metrics.csv"
     with open(path, newline="", encoding="utf-8") as file:

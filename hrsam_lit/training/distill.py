@@ -26,9 +26,10 @@ class DistillModule(LightningModule):
 
     encoder: the student. teacher: folder, hub id or ONNX file of a teacher run online; where it is null the
     batches carry cached embeddings (data.embeddings). teacher_decoder: SAM decoder weights beside an ONNX
-    encoder. teacher_bgr: the online teacher is fed B, G, R, as HRSAM's authors fed theirs. decoder: where the
-    SAM decoder that the exported student answers prompts with comes from (teacher folder or file). area: cells that count, "valid" those that hold any of the image or "all", the
-    padding too, as HRSAM's authors train. channel_weighted: errors in units of each channel's spread.
+    encoder. teacher_bgr: the online teacher is fed B, G, R, as HRSAM's authors fed theirs.
+    decoder: where the SAM decoder comes from that the exported student answers prompts with (teacher folder
+    or file). area: cells that count, "valid" those that hold any of the image or "all", the padding too, as
+    HRSAM's authors train. channel_weighted: errors in units of each channel's spread.
     start_at_teacher: the output norm starts at the teacher's channel mean and spread.
     init_from: model folder or checkpoint of a student to start from.
     """

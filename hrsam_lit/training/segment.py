@@ -213,7 +213,7 @@ class SegmentModule(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log the metrics of the whole set, equal on every rank."""
         for name, value in self.metric.compute().items():
-            self.log(names.validation(name), value.float(), prog_bar=name == "iou@5")
+            self.log(names.validation(name), value.float(), prog_bar=name == names.iou_at(5))
         self.metric.reset()
 
     on_test_epoch_start = on_validation_epoch_start
