@@ -108,8 +108,8 @@ class ShardDataModule(LightningDataModule):
             workers=self.workers,
             pin_memory=self.pin_memory,
             epoch=0 if self.trainer is None else self.trainer.current_epoch,
-            overfit=self.trainer is not None and self.trainer.overfit_batches > 0,
-        )  # type: ignore[attr-defined]
+            overfit=getattr(self.trainer, "overfit_batches", 0) > 0,
+        )
 
     def val_dataloader(self) -> BatchLoader | ObjectLoader:
         """This rank's part of the validation set, of the kind asked for."""

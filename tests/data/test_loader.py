@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pickle
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -175,3 +176,15 @@ def test_builders_reach_workers_that_do_not_fork(builder):
     copy = pickle.loads(pickle.dumps(builder))
     for epoch in range(3):
         assert torch.equal(copy(1, epoch).image, builder(1, epoch).image)
+
+
+@pytest.mark.timeout(120)
+def test_workers_start_while_opencvs_threads_are_up(builder):
+    """A forked worker would inherit the pool's locks and hang at its first call into OpenCV."""
+    before = cv2.getNumThreads()
+    try:
+        cv2.setNumThreads(4)
+        cv2.GaussianBlur(np.zeros((2000, 2000), np.uint8), (31, 31), 5)
+        assert len(list(TrainLoader(builder, batch_size=4, workers=1))) == 3
+    finally:
+        cv2.setNumThreads(before)
