@@ -34,6 +34,11 @@ def validation(name: str) -> str:
     return f"val/{name}"
 
 
+def staged(stage: str, name: str) -> str:
+    """A metric of a stage's set as it is logged: "test/noc90"."""
+    return f"{stage}/{name}"
+
+
 def train_loss(term: str) -> str:
     """One term of the training loss as it is logged: "train/loss/<term>"."""
     return f"train/loss/{term}"

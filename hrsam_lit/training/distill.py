@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from lightning import LightningModule
 from torch import Tensor
 
 from hrsam_lit.data.batch import Batch
@@ -17,11 +16,12 @@ from hrsam_lit.models.checkpoints import init_encoder, load_decoder
 from hrsam_lit.models.encoder import ImageEncoder
 from hrsam_lit.models.promptable import Promptable
 from hrsam_lit.models.teachers import Teacher, load_teacher
+from hrsam_lit.training.clicked import ClickedModule
 from hrsam_lit.training.data import data_of
 from hrsam_lit.training.optim import OptimizerConfig, build_optimizer
 
 
-class DistillModule(LightningModule):
+class DistillModule(ClickedModule):
     """Mean squared error between an encoder's output and the teacher's neck map.
 
     encoder: the student. teacher: folder, hub id or ONNX file of a teacher run online; where it is null the
@@ -31,7 +31,7 @@ class DistillModule(LightningModule):
     or file). area: cells that count, "valid" those that hold any of the image or "all", the padding too, as
     HRSAM's authors train. channel_weighted: errors in units of each channel's spread.
     start_at_teacher: the output norm starts at the teacher's channel mean and spread.
-    init_from: model folder or checkpoint of a student to start from.
+    init_from: model folder or checkpoint of a student to start from. clicks: simulated a test object.
     """
 
     def __init__(
@@ -48,8 +48,9 @@ class DistillModule(LightningModule):
         channel_weighted: bool = False,
         start_at_teacher: bool = False,
         init_from: str | None = None,
+        clicks: int = 20,
     ) -> None:
-        super().__init__()
+        super().__init__(clicks)
         self.encoder = encoder
         self.optimizer_config = optimizer or OptimizerConfig()
         self.teacher_source = (teacher, teacher_decoder)
@@ -132,8 +133,6 @@ class DistillModule(LightningModule):
         keep = batch.weight > 0
         self.val_fvu.update(student[keep], target[keep], valid[keep])
         self.log(names.validation(names.FVU), self.val_fvu, prog_bar=True, batch_size=len(batch), on_epoch=True)
-
-    test_step = validation_step
 
     def configure_optimizers(self) -> Any:
         """AdamW over the encoder alone."""

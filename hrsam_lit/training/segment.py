@@ -8,14 +8,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from lightning import LightningModule
 from torch import Tensor
 
 from hrsam_lit.clicks import correction_rounds, sample_clicks
 from hrsam_lit.data.batch import Batch
 from hrsam_lit.data.dataset import EvaluationItem
 from hrsam_lit.errors import UserError
-from hrsam_lit.evaluation.clicks import Clicker, click_metrics, update_metric
 from hrsam_lit.losses import bce_loss, dice_loss, normalized_focal_loss
 from hrsam_lit.losses.features import feature_mse, on_student_grid
 from hrsam_lit.metrics import names
@@ -23,6 +21,7 @@ from hrsam_lit.models.checkpoints import init_encoder, load_decoder, read_weight
 from hrsam_lit.models.decoder import Prompts
 from hrsam_lit.models.encoder import ImageEncoder
 from hrsam_lit.models.promptable import Promptable
+from hrsam_lit.training.clicked import ClickedModule
 from hrsam_lit.training.data import data_of
 from hrsam_lit.training.optim import OptimizerConfig, build_optimizer
 
@@ -45,7 +44,7 @@ class LossWeights:
             raise UserError(f"model.loss has no positive weight, or a negative one: {self}")
 
 
-class SegmentModule(LightningModule):
+class SegmentModule(ClickedModule):
     """Clicks are simulated on the model's own errors; the last answer is supervised.
 
     One encoder pass with gradient an image; its detached output serves the click rounds.
@@ -78,7 +77,7 @@ class SegmentModule(LightningModule):
         clicks: int = 20,
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(clicks)
         self.model = Promptable(encoder, load_decoder(decoder), first_click=first_click).train()
         self.optimizer_config = optimizer or OptimizerConfig()
         self.loss = loss or LossWeights()
@@ -86,9 +85,7 @@ class SegmentModule(LightningModule):
         self.output_factors: dict[str, float] = {}
         self.gamma, self.most_rounds, self.spread = gamma, most_rounds, spread
         self.padding_counts = padding_counts
-        self.clicks = clicks
         self.seed = seed
-        self.metric = click_metrics(clicks)
         if init_from is not None:
             self._take(init_from)
         self.model.encoder.requires_grad_(train_encoder)
@@ -203,22 +200,16 @@ class SegmentModule(LightningModule):
         return ((both / either) * present).sum() / present.sum().clamp_min(1)
 
     def on_validation_epoch_start(self) -> None:
-        """The weights have changed: no image is encoded yet."""
-        self._clicker = Clicker(self.model, self.clicks)
+        """Begin."""
+        self.start_clicking()
 
     def validation_step(self, item: EvaluationItem, batch_idx: int) -> None:
         """Click one held-out object by the evaluation protocol."""
-        update_metric(self.metric, [self._clicker(item)])
+        self.click(item)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the metrics of the whole set, equal on every rank."""
-        for name, value in self.metric.compute().items():
-            self.log(names.validation(name), value.float(), prog_bar=name == names.iou_at(5))
-        self.metric.reset()
-
-    on_test_epoch_start = on_validation_epoch_start
-    test_step = validation_step
-    on_test_epoch_end = on_validation_epoch_end
+        """Log."""
+        self.log_clicks("val")
 
     def configure_optimizers(self) -> Any:
         """AdamW over what is trained."""

@@ -109,6 +109,12 @@ def test_validation_is_the_unexplained_variance(world, encoder, tmp_path):
     assert found["val/fvu"] == pytest.approx(float(expected), rel=1e-4)
 
 
+def test_the_student_is_tested_by_clicks(world, encoder, tmp_path):
+    module = DistillModule(encoder, decoder=str(world.decoder), clicks=2)
+    (found,) = trainer(tmp_path, 1).test(module, datamodule=data(world, test=str(world.images)), verbose=False)
+    assert {"test/noc90", "test/iou@1", "test/boundary_iou"} <= set(found)
+
+
 def test_distillation_learns(world, encoder, tmp_path):
     datamodule = cached(world, val=str(world.images), val_embeddings=str(world.embeddings), val_kind="embeddings")
     module = DistillModule(encoder, optimizer=OptimizerConfig(lr=3e-3, warmup_steps=5), start_at_teacher=True)
