@@ -30,10 +30,10 @@ Split = Literal["train", "val"]
 # The other images of the wheel are drawings, documents, microscopy or a second view of the motorcycle.
 PHOTOS: dict[Split, tuple[str, ...]] = {
     "train": (
-        "astronaut.png", "brick.png", "camera.png", "coffee.png",
-        "coins.png", "gravel.png", "moon.png", "motorcycle_left.png",
+        "astronaut.png", "brick.png", "camera.png", "chelsea.png", "coins.png",
+        "grass.png", "gravel.png", "moon.png", "motorcycle_left.png",
     ),
-    "val": ("chelsea.png", "grass.png", "rocket.jpg"),
+    "val": ("coffee.png", "rocket.jpg"),
 }  # fmt: skip
 _SPLIT_CODE: dict[Split, int] = {"train": 0, "val": 1}
 _NO_UP = {"brick", "coins", "grass", "gravel", "moon"}  # natural in any of the eight orientations

@@ -62,7 +62,7 @@ class Budget:
         share = minutes / 5
         return cls(
             photos=max(8, round(160 * share)),
-            held_out=max(4, round(12 * share**0.5)),
+            held_out=max(3, round(9 * share**0.5)),
             distill_steps=max(4, round(700 * share)),
             finetune_steps=max(2, round(60 * share)),
         )

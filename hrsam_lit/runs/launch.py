@@ -14,6 +14,7 @@ from lightning.pytorch.cli import LightningCLI
 
 from hrsam_lit.errors import UserError
 from hrsam_lit.runs.callbacks import SaveConfig, WholeCheckpointIO
+from hrsam_lit.runs.progress import StepBar
 from hrsam_lit.runs.tracking import default_loggers
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,8 @@ class RunCLI(LightningCLI):
             raise UserError("trainer.default_root_dir must name the run's folder")
         if config.get("logger") in (None, True):
             kwargs["logger"] = default_loggers(folder) if self.subcommand == "fit" else False
+        if self.subcommand == "fit" and config.get("enable_progress_bar") is not False:
+            kwargs["callbacks"] = [*(config.get("callbacks") or []), StepBar()]
         kwargs["plugins"] = [WholeCheckpointIO(), *(config.get("plugins") or [])]
         return super().instantiate_trainer(**kwargs)
 
