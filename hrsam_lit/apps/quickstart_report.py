@@ -61,8 +61,8 @@ def quickstart_report(out: Path, stage_lines: Sequence[str], distill_steps: int,
         pictures=PICTURES,
         stage_lines=stage_lines,
         notes=[
-            f"The control is the same student from the same start with the same {finetune_steps} steps of mask "
-            f"training, at distillation's learning rate, and the teacher's decoder, but no {distill_steps} steps before it.",
+            f"The control is the same student from the same start, with the teacher's decoder and {finetune_steps} "
+            f"steps of mask training at distillation's learning rate, but without the {distill_steps} steps before.",
             "Distillation and mask training saw only the training photos; no photo is on both sides.",
             "`val/fvu` is the share of the teacher's embedding variance on held-out photos that the student leaves "
             "unexplained: 1.0 is what predicting each channel's mean scores.",
