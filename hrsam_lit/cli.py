@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         return _report(f"{where}{error.strerror}")
     except KeyboardInterrupt:
-        print("hrsam: interrupted; the same command goes on from here", file=sys.stderr)
+        print("hrsam: interrupted; quickstart goes on by the same command, fit from its --ckpt_path", file=sys.stderr)
         return 130
     return 0
 
@@ -104,7 +104,7 @@ def _declare_evaluate(commands: Commands) -> None:
     evaluate.add_argument("--clicks", type=int, default=20, help="clicks an object (%(default)d)")
     evaluate.add_argument("--rule", choices=("ritm", "hrsam"), default="ritm", help="click rule (%(default)s)")
     evaluate.add_argument("--image-size", type=int, help="canvas side in pixels; default: the model's")
-    evaluate.add_argument("--limit", type=int, help="only the first N images")
+    evaluate.add_argument("--limit", type=int, help="only the first N objects")
 
 
 def _declare_prep(commands: Commands) -> None:

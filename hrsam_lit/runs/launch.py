@@ -62,6 +62,10 @@ def launch(arguments: Sequence[str]) -> RunCLI:
         if mistake is None:
             raise
         raise mistake from None
+    except SystemExit as leaving:  # how Lightning passes an interrupt on
+        if isinstance(leaving.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
     finally:
         sys.argv = argv
         if "wandb" in sys.modules:

@@ -12,8 +12,6 @@ from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
-from hrsam_lit.files import replacing
-
 
 def has_key() -> bool:
     """Whether a W&B key is at hand: WANDB_API_KEY, or a login in the user's netrc file."""
@@ -57,10 +55,12 @@ class Tracker(WandbLogger):
 def _run_id(folder: Path) -> str:
     """The folder's run id; made at the first call."""
     path = folder / "wandb_id"
-    if not path.is_file():
-        with replacing(path) as temporary:
-            temporary.write_text(secrets.token_hex(4))
-    return path.read_text().strip()
+    try:
+        with open(path, "x", encoding="ascii") as file:  # ranks that start together agree on the first one's
+            file.write(secrets.token_hex(4))
+    except FileExistsError:
+        pass
+    return path.read_text(encoding="ascii").strip()
 
 
 def default_loggers(folder: str) -> list[Logger]:

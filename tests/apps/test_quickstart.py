@@ -141,3 +141,17 @@ def test_five_minutes_prove_that_distillation_carries_over(shared, tmp_path):
     assert after_five["distilled"] > after_five["control"] + 0.05
     assert after_five["student"] > after_five["distilled"] - 0.01
     assert after_five["teacher"] > after_five["control"]
+
+
+def test_an_interrupt_in_a_fit_is_one_line(world, photos, tmp_path, capsys, monkeypatch):
+    from hrsam_lit.training.distill import DistillModule
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(DistillModule, "training_step", stop)
+    try:
+        assert cli.main(arguments(world, photos, tmp_path / "run")) == 130
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning ignores further ones
+    assert "hrsam: interrupted" in capsys.readouterr().err
