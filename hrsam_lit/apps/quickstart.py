@@ -61,9 +61,9 @@ class Budget:
             raise UserError(f"--minutes {minutes:g}: a number of minutes between 0 and 10,000 is needed")
         share = minutes / 5
         return cls(
-            photos=max(8, round(160 * share)),
+            photos=max(8, round(140 * share)),
             held_out=max(3, round(9 * share**0.5)),
-            distill_steps=max(4, round(700 * share)),
+            distill_steps=max(4, round(600 * share)),
             finetune_steps=max(2, round(60 * share)),
         )
 

@@ -139,7 +139,7 @@ def test_five_minutes_prove_that_distillation_carries_over(shared, tmp_path):
     }
     assert variance[-1] < variance[0] - 0.05
     assert after_five["distilled"] > after_five["control"] + 0.05
-    assert after_five["student"] > after_five["distilled"] - 0.01
+    assert after_five["student"] > after_five["distilled"] - 0.02
     assert after_five["teacher"] > after_five["control"]
 
 
