@@ -43,8 +43,8 @@ def launch(arguments: Sequence[str]) -> RunCLI:
     Raises UserError with one line for a wrong key, type or value, before anything starts.
     """
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
-    # LightningCLI warns when it is given arguments while the process has some of its own.
-    argv, sys.argv = sys.argv, sys.argv[:1]
+    # In sys.argv, not as an argument: ranks that Lightning starts are this process' command line again.
+    argv, sys.argv = sys.argv, [sys.argv[0], *arguments]
     try:
         return RunCLI(
             LightningModule,
@@ -55,7 +55,6 @@ def launch(arguments: Sequence[str]) -> RunCLI:
             seed_everything_default=0,
             # Without exit_on_error jsonargparse raises, and the command line reports mistakes in one way.
             parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False},
-            args=list(arguments),
         )
     except (ArgumentError, ValueError) as error:
         mistake = _mistake(error)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -76,3 +79,17 @@ def test_derived_keys_follow_an_override(small, tmp_path):
     config = FOLDER / "quickstart" / "distill.yaml"
     cli = launch(["fit", f"--config={config}", *small(config, tmp_path / "elsewhere")])
     assert cli.trainer.checkpoint_callback.dirpath == str(tmp_path / "elsewhere" / "checkpoints")
+
+
+@pytest.mark.dist
+def test_two_ranks_are_started_by_the_same_command(small, tmp_path):
+    """Lightning starts the other ranks from the command line: it must still hold the whole command."""
+    config = FOLDER / "hrsam_plusplus" / "finetune.yaml"
+    options = [*small(config, tmp_path), "--trainer.devices=2", "--trainer.strategy=ddp_find_unused_parameters_true"]
+    options.append("--data.val_limit=8")  # an image for each rank
+    command = [sys.executable, "-m", "hrsam_lit.cli", "fit", f"--config={config}", *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "MEMBER: 2/2" in done.stderr + done.stdout
+    assert (tmp_path / "model" / "model.safetensors").is_file()
