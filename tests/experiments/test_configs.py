@@ -25,7 +25,6 @@ def test_it_parses_builds_and_steps(config, small, bases, tmp_path):
     trainer = launch(["fit", *configs, *small(config, tmp_path)]).trainer
     assert trainer.global_step == 2
     assert (tmp_path / "model" / "model.safetensors").is_file()
-    assert (tmp_path / "checkpoints" / "last.ckpt").is_file() or trainer.max_steps < 50
     assert (tmp_path / "config.yaml").is_file()
 
 
